@@ -1,0 +1,59 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+# First on PATH, so that the stages which DVC starts run under this environment's Python.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help
+help: ## Print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
+		awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: .venv/installed ## Build .venv from requirements.txt; make a git repository where there is none
+	@git rev-parse --git-dir >/dev/null 2>&1 || git init -q
+	@git config user.email >/dev/null || \
+		{ git config user.name "image-classifier" && git config user.email "image-classifier@localhost"; }
+	@git rev-parse -q --verify HEAD >/dev/null || { git add -A && git commit -qm "First commit"; }
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	python -m pip install -q --require-hashes -r requirements.txt
+	python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv/installed-test: requirements-test.txt .venv/installed
+	python -m pip install -q --require-hashes -r requirements-test.txt
+	touch $@
+
+.PHONY: repro
+repro: setup ## Run the pipeline: prepare, train, evaluate, export
+	dvc repro
+	dvc metrics show
+
+.PHONY: test
+test: setup .venv/installed-test ## Run the tests
+	python -m pytest -m "not full"
+
+.PHONY: test-full
+test-full: setup .venv/installed-test ## Run all tests, the long ones too
+	python -m pytest
+
+.PHONY: lint
+lint: setup .venv/installed-test ## Check style and format
+	ruff check
+	ruff format --check
+
+.PHONY: lock
+lock: ## Compile the lock files from pyproject.toml (needs uv)
+	uv pip compile -q pyproject.toml $(LOCK) -o requirements.txt
+	uv pip compile -q pyproject.toml --group test -c requirements.txt $(LOCK) -o requirements-test.txt
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
+
+.PHONY: ui
+ui: setup ## Open MLflow on http://127.0.0.1:5000
+	mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+.PHONY: clean
+clean: ## Remove the environment, MLflow's store and what stages left; keep DVC's cache
+	rm -rf .venv .resume dvc_plots mlruns mlflow.db mlflow.db.lock

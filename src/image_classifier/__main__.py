@@ -1,0 +1,34 @@
+"""The command line: `python -m image_classifier predict|doctor`."""
+
+import argparse
+
+from image_classifier.errors import run
+
+
+def main() -> int:
+    """Parse the command and run it; its modules are imported only then."""
+    parser = argparse.ArgumentParser(prog="python -m image_classifier", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    predict = commands.add_parser("predict", help="name what pictures show, with the exported model")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of them")
+    predict.add_argument("--top-k", type=_positive, default=1, metavar="K", help="classes to show (default 1)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    commands.add_parser("doctor", help="say whether everything is fit to run, and what to do if not")
+    options = parser.parse_args()
+    if options.command == "predict":
+        from image_classifier import predict
+
+        return predict.main(options.paths, options.top_k, options.json)
+    from image_classifier import doctor
+
+    return doctor.main()
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,154 @@
+"""params.yaml as a validated schema; the only reader of params.yaml.
+
+The values, with their units, are documented in params.yaml itself, which holds every key: the
+schema has no defaults, so there is one place to look.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
+
+from image_classifier.errors import UserError
+
+
+def _number(value: Any) -> Any:
+    """`dvc exp run -S key=3e-5` writes `3e-05`, which YAML 1.1 readers take for a string."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _image_size(value: int) -> int:
+    # MobileViT halves the picture five times; other backbones are content with the same sizes.
+    if value % 32:
+        raise ValueError("must be a multiple of 32")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Fraction = Annotated[Number, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[int, Field(ge=32, le=1024), AfterValidator(_image_size)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    source: Name
+    revision: Name | None
+    image_size: ImageSize
+    val_fraction: Fraction
+    test_fraction: Fraction | None
+    subset_size: Count | None
+    normalization: Literal["imagenet", "none"]
+
+
+class Model(Section):
+    name: Name
+    revision: Name | None
+    pretrained: bool
+    freeze_backbone: bool
+
+
+class Training(Section):
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    use_compile: bool
+    num_epochs: Count
+    batch_size: Count
+    resolution_schedule: Annotated[list[ImageSize], Field(min_length=1)] | None
+    fast_mode: bool
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: Annotated[Number, Field(gt=0)]
+    weight_decay: Annotated[Number, Field(ge=0)]
+    scheduler: Literal["none", "cosine", "one_cycle"]
+    warmup_fraction: Annotated[Number, Field(ge=0, lt=1)]
+    gradient_clip: Annotated[Number, Field(gt=0)] | None
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)]
+    batch_norm_images: Count | None
+
+
+class Evaluation(Section):
+    batch_size: Count
+
+
+class Export(Section):
+    min_agreement: Annotated[Number, Field(ge=0, le=1)]
+    max_relative_error: Annotated[Number, Field(gt=0)]
+
+
+class Mlflow(Section):
+    experiment_name: Name
+    tracking_uri: Name | None
+
+
+class Config(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    num_threads: Count | None
+    data: Data
+    model: Model
+    training: Training
+    evaluation: Evaluation
+    export: Export
+    mlflow: Mlflow
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Config":
+        for size in self.training.resolution_schedule or []:
+            if size > self.data.image_size:
+                raise ValueError(
+                    f"training.resolution_schedule: {size} is larger than data.image_size = {self.data.image_size}"
+                )
+        return self
+
+
+def load(path: str | Path = "params.yaml") -> Config:
+    """Read and check `path`.
+
+    Raises:
+        UserError: one line per problem, each naming the file, the key, the value and what is allowed.
+    """
+    path = Path(path)
+    try:
+        # The reader that DVC itself uses, so that both see the same values; it refuses repeated keys.
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing in {Path.cwd()}: run from the root of the repository") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise UserError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(path, problem) for problem in error.errors())) from None
+
+
+def _explain(path: Path, problem: dict[str, Any]) -> str:
+    *sections, key = [str(part) for part in problem["loc"]] or [""]
+    name = ".".join([*sections, key])
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, _keys(sections), n=1)
+        return f"{path}: {name} is not a known key" + (f"; did you mean {close[0]}?" if close else "")
+    if problem["type"] == "missing":
+        return f"{path}: {name} is missing; every key must be present (null where unset)"
+    allowed = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:  # about the whole file, or about several keys
+        return f"{path}: {allowed}"
+    return f"{path}: {name} = {problem['input']!r}: {allowed[0].lower()}{allowed[1:]}"
+
+
+def _keys(sections: list[str]) -> list[str]:
+    schema: type[BaseModel] = Config
+    for section in sections:
+        schema = schema.model_fields[section].annotation
+    return list(schema.model_fields)

@@ -1,0 +1,230 @@
+"""The mixed-precision loop: train an epoch, predict. Knows no tracker and no file."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from image_classifier import metrics, preprocess
+from image_classifier.config import Training
+from image_classifier.precision import Precision
+from image_classifier.preprocess import Normalize
+from image_classifier.runtime import derive_seed
+from image_classifier.shards import ShardReader, num_batches, shuffled
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels int64 [N])
+
+
+def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_size: int) -> int:
+    """The training resolution of an epoch (from 0): the schedule's sizes share the epochs equally.
+
+    After MobileViT's multi-scale sampler, section 3.2 of arXiv 2110.02178. With fewer epochs than
+    sizes the last sizes are kept.
+    """
+    if schedule is None:
+        return full_size
+    return schedule[-1 - (num_epochs - 1 - epoch) * len(schedule) // num_epochs]
+
+
+def build_optimizer(network: nn.Module, training: Training) -> Optimizer:
+    """The optimiser over all parameters that may change."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": True}
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **common)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](parameters, **common)
+
+
+def build_scheduler(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
+    """The learning rate of each of `steps` steps; `warmup_fraction` of them lead up to the peak."""
+    if training.scheduler == "one_cycle":
+        return lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=training.learning_rate,
+            total_steps=steps,
+            pct_start=training.warmup_fraction,
+            cycle_momentum=False,
+        )
+    warmup = round(steps * training.warmup_fraction)
+    after = max(steps - warmup, 1)
+    main = (
+        lr_scheduler.CosineAnnealingLR(optimizer, after)
+        if training.scheduler == "cosine"
+        else lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    )
+    if warmup == 0:
+        return main
+    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return lr_scheduler.SequentialLR(optimizer, [rise, main], milestones=[warmup])
+
+
+@dataclass
+class Trainer:
+    """A network and all that changes while it is trained on `train` and watched on `val`."""
+
+    network: PreTrainedModel
+    normalize: Normalize
+    precision: Precision
+    training: Training
+    seed: int
+    train: ShardReader
+    val: ShardReader
+    history: list[dict[str, float]] = field(default_factory=list)  # one entry per finished epoch
+    best: dict = field(default_factory=dict)  # `metrics` and `weights` of the best epoch on val
+
+    def __post_init__(self):
+        self.network.to(self.precision.device)
+        self.normalize.to(self.precision.device)
+        steps = self.training.num_epochs * num_batches(len(self.train), self.training.batch_size)
+        self.optimizer = build_optimizer(self.network, self.training)
+        self.scheduler = build_scheduler(self.optimizer, self.training, steps)
+        self.scaler = self.precision.scaler()
+        self.forward = torch.compile(self.network) if self._compiles() else self.network
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Train the epochs that `history` does not hold yet, yielding the metrics of each.
+
+        When an epoch is yielded, `state_dict` holds all that the rest depends on. The network is
+        left with the weights of the best epoch.
+        """
+        for epoch in range(len(self.history), self.training.num_epochs):
+            values = self._train_epoch(epoch)
+            if epoch == self.training.num_epochs - 1:
+                self._recompute_batch_norm(epoch)
+            values |= {f"val_{name}": value for name, value in self._validate().items()}
+            self.history.append(values)
+            if not self.best or _rank(values) > _rank(self.best["metrics"]):
+                weights = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
+                self.best = {"metrics": values | {"best_epoch": epoch}, "weights": copy.deepcopy(weights)}
+            yield values
+        self.network.load_state_dict(self.best["weights"])
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training pictures; augmentation and dropout follow from (seed, epoch, step).
+
+        Returns:
+            train_loss (cross-entropy without label smoothing, as in validation), train_accuracy,
+            and learning_rate, that of the last step.
+        """
+        size = image_size(self.training.resolution_schedule, epoch, self.training.num_epochs, self.train.image_size)
+        order = shuffled(len(self.train), self.seed, epoch)
+        device = self.precision.device
+        self.network.train()
+        if self._frozen():
+            self.network.base_model.eval()  # frozen means its batch-norm statistics too
+        # Sums stay on the device until the epoch ends: reading one would wait for the GPU.
+        loss_sum, correct, learning_rate = torch.zeros((), device=device), torch.zeros((), device=device), 0.0
+        title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
+        with tqdm(total=len(self.train), desc=title, unit=" images", leave=False, disable=None) as bar:
+            for step, (images, labels) in enumerate(self.train.batches(self.training.batch_size, order)):
+                learning_rate = self.optimizer.param_groups[0]["lr"]
+                loss, hits = self._step(images.to(device), labels.to(device), derive_seed(self.seed, epoch, step), size)
+                loss_sum, correct = loss_sum + loss * len(labels), correct + hits
+                bar.update(len(labels))
+        return {
+            "train_loss": float(loss_sum / len(self.train)),
+            "train_accuracy": float(correct / len(self.train)),
+            "learning_rate": learning_rate,
+        }
+
+    def _step(self, images: Tensor, labels: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor]:
+        training = self.training
+        torch.manual_seed(seed)  # dropout
+        pixels = preprocess.rescale(self.normalize(images), size)
+        if not training.fast_mode:
+            pixels = preprocess.augment(pixels, seed)
+        with self.precision.autocast():
+            logits = self.forward(pixel_values=pixels).logits
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if training.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
+        self.scaler.step(self.optimizer)  # leaves the weights alone when a gradient overflowed
+        self.scaler.update()
+        self.scheduler.step()
+        logits = logits.detach()
+        return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum()
+
+    def _recompute_batch_norm(self, epoch: int) -> None:
+        """Replace the running batch-norm statistics, which lag after a short run, by fresh ones."""
+        if self.training.batch_norm_images is None or self._frozen():
+            return
+        sample = shuffled(len(self.train), self.seed, epoch)[: self.training.batch_norm_images]
+        batches = self.train.batches(self.training.batch_size, sample)
+        with torch.no_grad(), self.precision.autocast():
+            update_bn((self.normalize(images.to(self.precision.device)) for images, _ in batches), self.network)
+
+    def _validate(self) -> dict[str, float]:
+        batches = self.val.batches(self.training.batch_size)
+        labels, probabilities = predict(self.network, self.normalize, batches, self.precision)
+        values = metrics.classification(labels, probabilities)
+        return {name: values[name] for name in ("loss", "accuracy", "precision", "recall", "f1_score")}
+
+    def state_dict(self) -> dict:
+        """Everything that the next epoch depends on: tensors and plain values alone."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**parts, "history": self.history, "best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.history, self.best = state["history"], state["best"]
+
+    def _parts(self) -> dict:
+        return {
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.scaler,
+        }
+
+    def _frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in self.network.base_model.parameters())
+
+    def _compiles(self) -> bool:
+        # On the CPU compiling takes minutes and gains nothing.
+        return self.training.use_compile and self.precision.device.type == "cuda"
+
+
+def summary(values: dict[str, float]) -> str:
+    """An epoch's metrics in one line."""
+    return (
+        f"train loss {values['train_loss']:.4f}, accuracy {values['train_accuracy']:.4f}; "
+        f"val loss {values['val_loss']:.4f}, accuracy {values['val_accuracy']:.4f}"
+    )
+
+
+def _rank(values: dict[str, float]) -> tuple[float, float]:
+    """What makes one epoch better than another: accuracy on val, then loss."""
+    return values["val_accuracy"], -values["val_loss"]
+
+
+@torch.inference_mode()
+def predict(
+    network: PreTrainedModel, normalize: Normalize, batches: Batches, precision: Precision
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classify every picture.
+
+    Returns:
+        labels int64 [N] and probabilities float32 [N, classes].
+    """
+    network.eval()
+    all_labels, all_probabilities = [], []
+    for images, labels in batches:
+        with precision.autocast():
+            logits = network(pixel_values=normalize(images.to(precision.device))).logits
+        all_probabilities.append(logits.float().softmax(dim=1).cpu())
+        all_labels.append(labels)
+    return torch.cat(all_labels).numpy(), torch.cat(all_probabilities).numpy()

@@ -1,0 +1,115 @@
+"""The model in the formats that others load, and the check that it is still the same model."""
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from image_classifier import files
+from image_classifier.config import Export
+from image_classifier.errors import UserError
+from image_classifier.preprocess import Normalize
+
+OPSET = 20
+
+
+class Classifier(nn.Module):
+    """The whole of serving: uint8 [N, size, size, 3] RGB -> probabilities float32 [N, classes]."""
+
+    def __init__(self, network: PreTrainedModel, normalize: Normalize):
+        super().__init__()
+        self.network, self.normalize = network, normalize
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(pixel_values=self.normalize(image)).logits.softmax(dim=1)
+
+
+def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, image_size: int, class_names: list[str]):
+    """Write an ONNX file with the preprocessing in its graph and the class names in its metadata."""
+    example = torch.zeros((2, image_size, image_size, 3), dtype=torch.uint8)  # 1 would fix the batch size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Classifier(network, normalize).eval(),
+            (example,),
+            input_names=["image"],
+            output_names=["probabilities"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    model = program.model_proto
+    _forget_sources(model)
+    onnx.helper.set_model_props(model, {"class_names": json.dumps(class_names)})
+    with files.atomic(path) as unfinished:
+        unfinished.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _forget_sources(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: they hold absolute paths, so another folder would give other bytes."""
+    for graph in (model.graph, *model.functions):
+        values = (*graph.input, *graph.output) if isinstance(graph, onnx.GraphProto) else ()
+        initializers = graph.initializer if isinstance(graph, onnx.GraphProto) else ()
+        for part in (graph, *graph.node, *graph.value_info, *values, *initializers):
+            del part.metadata_props[:]
+            part.doc_string = ""
+
+
+def session(path: str | Path, num_threads: int | None = None) -> onnxruntime.InferenceSession:
+    """Open an ONNX file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or 0  # 0 = one per core
+    options.log_severity_level = 3  # errors
+    if not Path(path).is_file():
+        raise UserError(f"{path} is missing: run `dvc repro export` to make it")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be loaded ({reason}): run `dvc repro export` to make it again") from None
+
+
+def compare(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """How far another runtime's probabilities [N, classes] are from torch's on the same pictures.
+
+    The relative error is that of each picture's vector of probabilities; the largest counts.
+    """
+    difference = probabilities.astype(np.float64) - torch_probabilities
+    guess, torch_guess = probabilities.argmax(axis=1), torch_probabilities.argmax(axis=1)
+    values = {
+        "agreement": (guess == torch_guess).mean(),
+        "accuracy": (guess == labels).mean(),
+        "accuracy_difference": (guess == labels).mean() - (torch_guess == labels).mean(),
+        "max_probability_difference": np.abs(difference).max(),
+        "max_relative_error": (np.linalg.norm(difference, axis=1) / np.linalg.norm(torch_probabilities, axis=1)).max(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def check(values: dict[str, float], limits: Export) -> None:
+    """Refuse an exported model that is not the one that was evaluated.
+
+    Raises:
+        UserError: agreement or relative error is outside the limits.
+    """
+    if values["agreement"] < limits.min_agreement:
+        raise UserError(
+            f"the ONNX model agrees with torch on {values['agreement']:.4%} of the test pictures, "
+            f"less than export.min_agreement = {limits.min_agreement}: nothing was exported"
+        )
+    if not values["max_relative_error"] <= limits.max_relative_error:
+        raise UserError(
+            f"the ONNX model's probabilities are off by {values['max_relative_error']:.2g}, "
+            f"more than export.max_relative_error = {limits.max_relative_error}: nothing was exported"
+        )

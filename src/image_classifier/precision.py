@@ -1,0 +1,57 @@
+"""Device and precision, resolved once, with the reason."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from image_classifier.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where and in which number format the network computes; its weights stay float32."""
+
+    device: torch.device
+    name: str
+    reason: str
+
+    def autocast(self) -> AbstractContextManager:
+        """Run matrix products and convolutions in this format; a no-op in fp32."""
+        return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Gradient scaling, which fp16 needs for its narrow range; a no-op otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")
+
+
+def resolve(device: str, precision: str) -> Precision:
+    """Turn the settings, `auto` included, into what this machine computes with.
+
+    Raises:
+        UserError: CUDA is asked for and there is none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device = cuda, but torch finds no CUDA device: set it to auto or cpu")
+    if precision != "auto":
+        return Precision(torch.device(device), precision, "as set in training.precision")
+    name, reason = _best_on_cuda() if device == "cuda" else _best_on_cpu()
+    return Precision(torch.device(device), name, reason)
+
+
+def _best_on_cuda() -> tuple[str, str]:
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "this GPU has bf16 units"
+    if torch.cuda.get_device_capability() >= (7, 0):
+        return "fp16", "this GPU has fp16 tensor cores and no bf16 units"
+    return "fp32", "this GPU has no half-precision units"
+
+
+def _best_on_cpu() -> tuple[str, str]:
+    if torch.cpu._is_amx_tile_supported():
+        return "bf16", "this CPU has AMX matrix units"
+    return "fp32", "this CPU has no AMX matrix units; bf16 would be slower"

@@ -1,0 +1,76 @@
+"""What decides a run besides its inputs: seeds, threads, allocator; and the record of it."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# glibc mallopt(3) parameters.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def repository() -> Path:
+    """The real repository: DVC runs temp and queued experiments in a copy and names it in DVC_ROOT."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def configure(num_threads: int | None) -> None:
+    """Fix the number of CPU threads (null = one per usable core), ask for deterministic kernels."""
+    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False  # may choose another algorithm in every run
+    torch.set_float32_matmul_precision("high")  # TF32 on CUDA
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of returning it to the kernel.
+
+    Each training step frees and asks again for gigabytes of activations. By default every such
+    block is a fresh mmap whose pages the kernel must zero: half of a step's time on two cores.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def derive_seed(*numbers: int) -> int:
+    """One 64-bit seed from several numbers, such as (seed, epoch, step): no random state to keep."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def environment() -> dict[str, str]:
+    """Facts about this run that no out may hold: interpreter, packages, processor, threads, commit."""
+    packages = ["torch", "torchvision", "transformers", "datasets", "numpy", "onnxruntime"]
+    return {
+        "python": f"{platform.python_version()} {sys.executable}",
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "git.commit": _git("rev-parse", "HEAD"),
+        "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        **{f"version.{name}": version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _git(*arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return result.stdout.strip()

@@ -1,0 +1,220 @@
+"""DVCLive and MLflow behind one small Tracker; the only importer of either.
+
+DVCLive's files are the record that DVC compares. MLflow holds one run per model, found by the
+SHA-256 of the weights: train opens it, evaluate and export add to it. MLflow never costs a run:
+whatever it raises is told in one line and the work goes on.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# Before mlflow is imported; a value that the user set wins. Its own defaults wait for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")  # seconds
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+import mlflow
+from dvclive import Live
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+from image_classifier.config import Config, Mlflow
+from image_classifier.runtime import repository
+
+MODEL_TAG = "model.sha256"
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # says every table of a fresh sqlite store
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+
+
+class Tracker:
+    """Logs one training to DVCLive's folder and to a new MLflow run.
+
+    Args:
+        folder: DVCLive's folder; it is emptied.
+        config: every key goes to MLflow as a parameter.
+        num_classes: a parameter too.
+        tags: facts that may differ between equal runs, for MLflow alone.
+    """
+
+    def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str]):
+        # dvcyaml=None: dvc.yaml is written by hand; DVCLive would rewrite it while the pipeline runs.
+        self.live = Live(folder, dvcyaml=None, save_dvc_exp=False, report=None)
+        self.client: MlflowClient | None = None
+        self.run_id = ""
+        with _tolerated("starting a run"):
+            client, experiment = _connect(config.mlflow)
+            run = client.create_run(experiment, run_name=run_name(), tags=tags)
+            params = [Param(name, str(value)) for name, value in _params(config, num_classes).items()]
+            client.log_batch(run.info.run_id, params=params)
+            self.client, self.run_id = client, run.info.run_id
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:
+            self._end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+
+    def log_epoch(self, epoch: int, values: dict[str, float]) -> None:
+        """Log the metrics of an epoch under its number."""
+        self.live.step = epoch
+        for name, value in values.items():
+            self.live.log_metric(name, value)
+        self.live.make_summary()
+        self._to_mlflow(values, epoch)
+
+    def finish(self, best: dict[str, float], model_sha256: str) -> None:
+        """Close the run: `best` becomes DVCLive's metrics.json; the weights' hash finds the run again."""
+        self.live.summary = dict(best)
+        self.live.make_summary()
+        self._to_mlflow(
+            {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}, best["best_epoch"]
+        )
+        if self.client:
+            with _tolerated("tagging the run"):
+                self.client.set_tag(self.run_id, MODEL_TAG, model_sha256)
+        self._end("FINISHED")
+
+    def _to_mlflow(self, values: dict[str, float], step: int) -> None:
+        if self.client is None:
+            return
+        now = int(time.time() * 1000)
+        with _tolerated("logging metrics") as attempt:
+            metrics = [Metric(name, value, now, step) for name, value in values.items()]
+            self.client.log_batch(self.run_id, metrics=metrics)
+        if attempt.failed:
+            self.client = None  # one pause is enough
+
+    def _end(self, status: str) -> None:
+        if self.client:
+            with _tolerated("ending the run"):
+                self.client.set_terminated(self.run_id, status)
+
+
+def add_to_model_run(
+    settings: Mlflow,
+    model_sha256: str,
+    values: dict[str, float],
+    artifacts: Path | None = None,
+    onnx_model: Path | None = None,
+) -> None:
+    """Add to the newest finished run of the model with these weights; open one if there is none.
+
+    Args:
+        values: metrics, under the names they shall have in MLflow.
+        artifacts: a folder to keep beside them.
+        onnx_model: an ONNX file to log as the run's model.
+    """
+    with _tolerated("logging"):
+        client, experiment = _connect(settings)
+        found = client.search_runs(
+            [experiment],
+            filter_string=f"tags.`{MODEL_TAG}` = '{model_sha256}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        run = found[0] if found else client.create_run(experiment, run_name=run_name())
+        client.log_batch(run.info.run_id, tags=[RunTag(MODEL_TAG, model_sha256)])
+        with mlflow.start_run(run_id=run.info.run_id):
+            mlflow.log_metrics(values)
+            if artifacts is not None:
+                mlflow.log_artifacts(str(artifacts), artifacts.name)
+            if onnx_model is not None:
+                _log_onnx(onnx_model)
+
+
+def _log_onnx(path: Path) -> None:
+    import onnx
+
+    # Named here: MLflow would otherwise load the model in a fresh process to find them out.
+    requirements = [f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")]
+    model = onnx.load(path)
+    mlflow.onnx.log_model(
+        model,
+        name="model",
+        signature=_signature(model),
+        pip_requirements=requirements,
+        save_as_external_data=False,
+    )
+
+
+def _signature(model: Any) -> mlflow.models.ModelSignature:
+    import onnx
+    from mlflow.types import Schema, TensorSpec
+
+    def schema(values: Any) -> Schema:
+        specs = []
+        for value in values:
+            tensor = value.type.tensor_type
+            shape = [dim.dim_value or -1 for dim in tensor.shape.dim]
+            specs.append(TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, value.name))
+        return Schema(specs)
+
+    return mlflow.models.ModelSignature(inputs=schema(model.graph.input), outputs=schema(model.graph.output))
+
+
+def run_name() -> str | None:
+    """The DVC experiment's name; None, for a name that MLflow makes up, where no experiment runs."""
+    return os.environ.get("DVC_EXP_NAME")
+
+
+def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
+    """The client and the experiment's id; MLFLOW_* variables win over params.yaml."""
+    root = repository().resolve()
+    local = f"sqlite:///{root / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri or local
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.experiment_name
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient()
+    # Two processes that create a store or an experiment at once: one of them would fail.
+    with FileLock(root / "mlflow.db.lock"):
+        experiment = client.get_experiment_by_name(name)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        artifacts = (root / "mlruns").as_uri() if uri == local else None
+        return client, client.create_experiment(name, artifact_location=artifacts)
+
+
+def _params(config: Config, num_classes: int) -> dict[str, Any]:
+    """Every key of params.yaml, and the published recipe's five under the names it gave them."""
+    sections = config.model_dump()
+    flat = {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+    return {
+        **{key: value for key, value in sections.items() if not isinstance(value, dict)},
+        **flat,
+        "model_name": config.model.name,
+        "batch_size": config.training.batch_size,
+        "learning_rate": config.training.learning_rate,
+        "num_epochs": config.training.num_epochs,
+        "num_classes": num_classes,
+    }
+
+
+class _Attempt:
+    failed = False
+
+
+@contextmanager
+def _tolerated(what: str) -> Iterator[_Attempt]:
+    """Turn whatever MLflow raises into one line of warning."""
+    attempt = _Attempt()
+    try:
+        yield attempt
+    except Exception as error:
+        attempt.failed = True
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"warning: MLflow: {what} failed: {reason}; the run goes on without it", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""train: data/shards/{train,val} -> models/checkpoint, metrics/train."""
+
+import sys
+from pathlib import Path
+
+from image_classifier import config, engine, files, models, precision, preprocess, resume, runtime, tracking
+from image_classifier.errors import run
+from image_classifier.shards import ShardReader
+
+TRAIN, VAL = Path("data/shards/train"), Path("data/shards/val")
+CHECKPOINT = Path("models/checkpoint")
+
+
+def main() -> None:
+    """Train, keep the best epoch on val, and log every epoch to DVCLive and MLflow."""
+    print(f"train: {sys.executable}")
+    params = config.load()
+    runtime.configure(params.num_threads)
+    chosen = precision.resolve(params.training.device, params.training.precision)
+    print(f"train: {chosen.name} on {chosen.device}: {chosen.reason}")
+
+    train, val = ShardReader(TRAIN), ShardReader(VAL)
+    network = models.build(params.model, train.class_names, params.seed)
+    normalize = preprocess.normalization(params.data.normalization)
+    trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
+
+    state = resume.State(resume.fingerprint(params, TRAIN / "index.json", VAL / "index.json"))
+    if kept := state.load():
+        trainer.load_state_dict(kept)
+        print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")
+
+    tags = runtime.environment() | {"precision": chosen.name, "precision.reason": chosen.reason}
+    with tracking.Tracker("metrics/train", params, len(train.class_names), tags) as tracker:
+        for epoch, values in enumerate(trainer.history):
+            tracker.log_epoch(epoch, values)
+        for values in trainer.epochs():
+            state.save(trainer.state_dict())
+            tracker.log_epoch(len(trainer.history) - 1, values)
+            print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {engine.summary(values)}")
+        with files.atomic(CHECKPOINT) as folder:
+            models.save(folder, network, normalize, train.image_size)
+        best = trainer.best["metrics"]
+        tracker.finish(best, files.sha256(CHECKPOINT / "model.safetensors"))
+    state.discard()
+    print(f"train: {CHECKPOINT} holds epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,100 @@
+"""One tiny trained pipeline for the whole run; stages are called in this process where they can be."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach out
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
+    os.environ.pop(name, None)
+
+TRACKED = ["stages", "src", ".dvc/config", ".dvc/plots", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"]
+# MobileViT with all its kinds of layers, small enough for a test: 32 px, 0.1 million parameters.
+TINY_MODEL = """{
+  "model_type": "mobilevit", "image_size": 32, "hidden_sizes": [16, 24, 32],
+  "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 64], "expand_ratio": 2.0
+}"""
+TINY_PARAMS = {
+    "num_threads": 2,
+    "data": {"image_size": 64, "subset_size": 200},
+    "model": {"name": "tiny-model"},
+    "training": {"num_epochs": 3, "resolution_schedule": [32, 64], "learning_rate": 0.01, "batch_norm_images": 100},
+}
+
+
+def edit_params(folder: Path, changes: dict) -> None:
+    """Change keys of a params.yaml, section by section, and keep the rest."""
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    for section, change in changes.items():
+        if isinstance(change, dict):
+            values.setdefault(section, {}).update(change)
+        else:
+            values[section] = change
+    yaml.dump(values, folder / "params.yaml")
+
+
+def command(folder: Path, *words: str, ok: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command in a folder; the guard against hanging is generous."""
+    result = subprocess.run(
+        words, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+    assert not ok or result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def new_project(folder: Path) -> Path:
+    """A repository with the real stages and library, and the tiny params."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TRACKED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        elif source.exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(source, folder / name)
+    for name in ("data/raw", "models", "metrics"):
+        (folder / name).mkdir(parents=True)
+    (folder / "data/raw/.gitkeep").touch()
+    (folder / "tiny-model").mkdir()
+    (folder / "tiny-model/config.json").write_text(TINY_MODEL)
+    edit_params(folder, TINY_PARAMS)
+    command(folder, "git", "init", "-q")
+    command(folder, "git", "config", "user.name", "test")
+    command(folder, "git", "config", "user.email", "test@localhost")
+    command(folder, "git", "add", "-A")
+    command(folder, "git", "commit", "-qm", "first")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The tiny pipeline after a real `dvc repro`, committed. Read it, do not write in it."""
+    folder = new_project(tmp_path_factory.mktemp("trained") / "project")
+    command(folder, "dvc", "repro")
+    command(folder, "git", "add", "-A")
+    command(folder, "git", "commit", "-qm", "trained")
+    return folder
+
+
+@pytest.fixture
+def project(trained: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A copy of the trained pipeline to change, as working folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(trained, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def change(project: Path) -> Callable[[dict], None]:
+    """Change keys of the project's params.yaml."""
+    return lambda changes: edit_params(project, changes)

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, edit_params
+from ruamel.yaml import YAML
+
+from image_classifier import config
+from image_classifier.errors import UserError
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text())
+    return path
+
+
+def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
+    values = YAML(typ="safe").load(ROOT / "params.yaml")
+    assert config.load(ROOT / "params.yaml").model_dump().keys() == values.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"training": {"learning_rat": 1}}, "training.learning_rat is not a known key; did you mean learning_rate?"),
+        ({"trainin": {}}, "trainin is not a known key; did you mean training?"),
+        ({"training": {"batch_size": "many"}}, "training.batch_size = 'many': input should be a valid integer"),
+        ({"training": {"batch_size": True}}, "training.batch_size = True: input should be a valid integer"),
+        ({"training": {"batch_size": 0}}, "training.batch_size = 0: input should be greater than or equal to 1"),
+        ({"training": {"learning_rate": -1}}, "training.learning_rate = -1: input should be greater than 0"),
+        ({"training": {"learning_rate": "nan"}}, "training.learning_rate = 'nan': input should be"),
+        ({"training": {"optimizer": "lion"}}, "training.optimizer = 'lion': input should be 'adam', 'adamw' or 'sgd'"),
+        ({"training": {"fast_mode": "yes"}}, "training.fast_mode = 'yes': input should be a valid boolean"),
+        ({"training": {"resolution_schedule": []}}, "training.resolution_schedule = []: list should have at least 1"),
+        ({"training": {"resolution_schedule": [64, 192]}}, "192 is larger than data.image_size = 160"),
+        ({"data": {"image_size": 150}}, "data.image_size = 150: must be a multiple of 32"),
+        ({"data": {"image_size": "big"}}, "data.image_size = 'big': input should be a valid integer"),
+        ({"data": {"val_fraction": 1.5}}, "data.val_fraction = 1.5: input should be less than 1"),
+        ({"data": None}, "data = None: input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_key_value_and_what_is_allowed(params, changes, expected):
+    edit_params(params.parent, changes)
+    with pytest.raises(UserError) as error:
+        config.load(params)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named(params):
+    params.write_text(params.read_text().replace("seed: 0", ""))
+    with pytest.raises(UserError, match="seed is missing; every key must be present"):
+        config.load(params)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path):
+    with pytest.raises(UserError, match="params.yaml is missing"):
+        config.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("text", ["seed: 0\nseed: 1\n", "a: [1\n", "- 1\n", "", "\x00"])
+def test_odd_yaml_is_refused_in_one_line(params, text):
+    params.write_text(text)
+    with pytest.raises(UserError) as error:
+        config.load(params)
+    assert "params.yaml" in str(error.value)
+
+
+def test_numbers_as_dvc_writes_them_are_numbers(params):
+    # `-S training.learning_rate=3e-5` is written as 3e-05, a string to a YAML 1.1 reader.
+    edit_params(params.parent, {"training": {"learning_rate": "3e-05"}})
+    assert config.load(params).training.learning_rate == 3e-5

@@ -1,0 +1,115 @@
+"""Guards of the design: what is written down stays true."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ruamel.yaml import YAML
+
+from image_classifier import config
+
+PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")
+STAGES = list(PIPELINE["stages"])
+PACKAGE = ROOT / "src/image_classifier"
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """The project's own modules that a file names in an import."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "image_classifier":
+            parts = node.module.split(".")[1:]
+            names = [*parts] or [alias.name for alias in node.names]
+            found |= {PACKAGE / f"{name}.py" for name in names} | {PACKAGE / "__init__.py"}
+    return frozenset(path for path in found if path.exists())
+
+
+def closure(path: Path) -> set[Path]:
+    seen, todo = set(), {path}
+    while todo:
+        seen |= todo
+        todo = set().union(*(imports(p) for p in todo)) - seen
+    return seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_deps_are_the_import_closure(stage):
+    deps = {dep for dep in PIPELINE["stages"][stage]["deps"] if dep.endswith(".py")}
+    expected = closure(ROOT / f"stages/{stage}.py") | {ROOT / "stages/__init__.py"}
+    assert deps == {str(path.relative_to(ROOT)) for path in expected}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_those_that_the_code_reads(stage):
+    declared = set(PIPELINE["stages"][stage]["params"])
+    sections = {name for name, field in config.Config.model_fields.items() if hasattr(field.annotation, "model_fields")}
+    text = (ROOT / f"stages/{stage}.py").read_text()
+    if stage == "prepare":
+        text += "".join((PACKAGE / f"{name}.py").read_text() for name in ("splits", "sources"))
+        text = text.replace(" data.", " params.data.").replace("(data.", "(params.data.")
+        text = text.replace("{data.", "{params.data.")
+    used = set(re.findall(r"params\.([a-z_]+(?:\.[a-z_]+)?)", text)) - {"yaml"}
+    whole = {name.split(".")[0] for name in used if name in sections and name != "data"} - {"mlflow"}
+    single = {name for name in used if "." in name or name not in sections}
+    # `data.revision` is declared for sources that have one.
+    used = whole | {name for name in single if name.split(".")[0] not in whole} - {"mlflow"}
+    assert used - {"data"} == {name for name in declared if name != "data.revision"}
+
+
+def test_only_one_module_reads_params_and_only_their_owners_import_the_heavy_libraries():
+    owners = {"transformers": {"models", "engine", "export"}, "mlflow": {"tracking"}, "dvclive": {"tracking"}}
+    owners |= {"datasets": {"sources", "splits"}, "dvc": set(), "ruamel": {"config"}, "onnxruntime": {"export"}}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                top = name.split(".")[0]
+                assert path.stem in owners.get(top, {path.stem}), f"{path.name} imports {name}"
+                assert top != "stages", f"{path.name} imports stages"
+
+
+def test_the_project_stays_small():
+    for path in (ROOT / "stages").glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 60, path.name
+    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")) <= 2500
+    assert len(re.findall(r"^\.PHONY", (ROOT / "Makefile").read_text(), re.M)) <= 12
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    return [line.removeprefix("$ ").strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_readme_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    commands = readme_commands()
+    for expected in ("make repro", "make test", "dvc exp run -S", "dvc metrics diff", "dvc plots show"):
+        assert any(command.startswith(expected) for command in commands), expected
+    for command in commands:
+        words = command.split()
+        if words[0] == "make":
+            assert words[1] in targets, command
+        for key in re.findall(r"-S ([a-z_.]+)=", command):
+            section, name = key.split(".")
+            assert name in config.Config.model_fields[section].annotation.model_fields, command
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])
+def test_lock_files_carry_hashes_and_no_address(name):
+    text = (ROOT / name).read_text()
+    assert "://" not in text
+    packages = re.findall(r"^[a-z0-9].*?(?=^[a-z0-9]|\Z)", text, re.M | re.S)
+    assert len(packages) > 100
+    assert all("--hash=sha256:" in package for package in packages)

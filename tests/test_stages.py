@@ -1,0 +1,243 @@
+"""The real stages on the tiny set-up: what they write, and what they refuse."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import command
+from safetensors.torch import load_file
+
+from image_classifier import config, engine, models, precision, preprocess
+from image_classifier.errors import UserError
+from image_classifier.files import sha256
+from image_classifier.shards import ShardReader
+from stages import evaluate, export, prepare, train
+
+
+def read(path) -> dict:
+    return json.loads(path.read_text())
+
+
+def series(folder, name: str) -> list[float]:
+    with open(folder / f"metrics/train/plots/metrics/{name}.tsv") as file:
+        return [float(row[name]) for row in csv.DictReader(file, delimiter="\t")]
+
+
+def test_prepare_writes_three_splits(trained):
+    for name, count in (("train", 200), ("val", 180), ("test", 360)):
+        index = read(trained / "data/shards" / name / "index.json")
+        assert index["count"] == count
+        assert index["class_names"] == list("0123456789")
+
+
+def test_train_learns_and_logs_every_epoch(trained):
+    losses = series(trained, "train_loss")
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    for name in ("train_accuracy", "val_loss", "val_accuracy", "val_precision", "val_recall", "val_f1_score"):
+        assert len(series(trained, name)) == 3
+    assert len(set(series(trained, "learning_rate"))) == 3
+
+
+def test_metrics_json_is_the_best_epochs(trained):
+    values = read(trained / "metrics/train/metrics.json")
+    accuracies = series(trained, "val_accuracy")
+    assert values["val_accuracy"] == max(accuracies)
+    assert accuracies[values["best_epoch"]] == max(accuracies)
+
+
+def test_checkpoint_is_a_hugging_face_folder(trained):
+    folder = trained / "models/checkpoint"
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
+    network, normalize, size = models.load(folder)
+    assert size == 64 and normalize.mean == preprocess.IMAGENET_MEAN
+    assert models.class_names(network.config) == list("0123456789")
+
+
+def test_nothing_is_left_to_resume(trained):
+    assert not list((trained / ".resume").glob("*"))
+
+
+def test_evaluate_writes_plain_numbers_and_every_prediction(trained):
+    values = read(trained / "metrics/evaluate/metrics.json")
+    assert all(isinstance(value, int | float) for value in values.values())
+    assert {"accuracy", "precision", "recall", "f1_score", "loss", "num_images"} <= values.keys()
+    with open(trained / "metrics/evaluate/predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 360
+    assert [row["image"] for row in rows] == ShardReader(trained / "data/shards/test").hashes
+    assert np.mean([row["actual"] == row["predicted"] for row in rows]) == pytest.approx(values["accuracy"])
+
+
+def test_evaluate_agrees_with_what_training_measured_on_val(project):
+    shutil.rmtree("data/shards/test")
+    shutil.copytree("data/shards/val", "data/shards/test")
+    evaluate.main()
+    measured, evaluated = read(project / "metrics/train/metrics.json"), read(project / "metrics/evaluate/metrics.json")
+    for name in ("accuracy", "precision", "recall", "f1_score"):
+        assert evaluated[name] == pytest.approx(measured[f"val_{name}"], abs=1e-9)
+    assert evaluated["loss"] == pytest.approx(measured["val_loss"], rel=1e-4)
+
+
+def test_export_is_the_evaluated_model(trained):
+    exported, evaluated = read(trained / "metrics/export/metrics.json"), read(trained / "metrics/evaluate/metrics.json")
+    assert exported["agreement"] == 1.0
+    assert exported["accuracy"] == pytest.approx(evaluated["accuracy"])
+    for path in (trained / "models/checkpoint").iterdir():
+        assert sha256(path) == sha256(trained / "models/export/hf" / path.name)
+
+
+def test_onnx_bytes_do_not_depend_on_the_folder(project, trained):
+    (project / "models/export/model.onnx").unlink()
+    shutil.rmtree("models/export")
+    export.main()
+    assert sha256("models/export/model.onnx") == sha256(trained / "models/export/model.onnx")
+    assert str(project).encode() not in (project / "models/export/model.onnx").read_bytes()
+
+
+def test_export_refuses_a_model_that_is_not_the_same(project, monkeypatch):
+    before = sha256("models/export/model.onnx")
+    real = engine.predict
+    monkeypatch.setattr(engine, "predict", lambda *a: (lambda y, p: (y, np.roll(p, 1, axis=1)))(*real(*a)))
+    with pytest.raises(UserError, match="agrees with torch on 0"):
+        export.main()
+    assert sha256("models/export/model.onnx") == before
+
+
+def test_training_again_gives_the_same_bytes(project, trained):
+    shutil.rmtree("models/checkpoint")
+    train.main()
+    assert sha256("models/checkpoint/model.safetensors") == sha256(trained / "models/checkpoint/model.safetensors")
+
+
+def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(project, trained, monkeypatch):
+    shutil.rmtree("models/checkpoint")
+    validate, calls = engine.Trainer._validate, []
+
+    def dies_in_the_second_epoch(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self)
+
+    monkeypatch.setattr(engine.Trainer, "_validate", dies_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train.main()
+    train.main()
+    assert len(calls) == 4  # the first epoch was not trained again
+    assert sha256("models/checkpoint/model.safetensors") == sha256(trained / "models/checkpoint/model.safetensors")
+    assert series(project, "train_loss") == series(trained, "train_loss")
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_half_precision_learns_and_stays_near_fp32(project, trained, change, name):
+    change({"training": {"precision": name}})
+    train.main()
+    losses = series(project, "train_loss")
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(losses, series(trained, "train_loss"), rtol=0.1)
+    weights = load_file("models/checkpoint/model.safetensors")
+    assert {t.dtype for t in weights.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_a_step_that_overflows_is_skipped(project, change):
+    change({"training": {"precision": "fp16"}})
+    params = config.load()
+    reader = ShardReader("data/shards/train")
+    network = models.build(params.model, reader.class_names, 0)
+    chosen = precision.resolve("cpu", "fp16")
+    trainer = engine.Trainer(network, preprocess.normalization("none"), chosen, params.training, 0, reader, reader)
+    images, labels = next(iter(reader.batches(16)))
+    before = [p.clone() for p in network.parameters()]
+    scale = trainer.scaler.get_scale()
+    network.classifier.bias.register_hook(lambda gradient: gradient * torch.inf)
+    network.train()
+    trainer._step(images, labels, seed=0, size=32)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert trainer.scaler.get_scale() < scale
+
+
+def test_a_frozen_backbone_stays_as_it_was(project, change):
+    change({"model": {"freeze_backbone": True}})
+    params = config.load()
+    start = models.build(params.model, list("0123456789"), params.seed).state_dict()
+    train.main()
+    trained = load_file("models/checkpoint/model.safetensors")
+    changed = {name for name in trained if not torch.equal(trained[name], start[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "sgd", "scheduler": "cosine", "warmup_fraction": 0.2},
+        {
+            "optimizer": "adam",
+            "scheduler": "none",
+            "gradient_clip": 1.0,
+            "label_smoothing": 0.1,
+            "fast_mode": False,
+            "resolution_schedule": None,
+            "batch_norm_images": None,
+        },
+    ],
+)
+def test_every_setting_trains(project, change, settings):
+    change({"training": settings | {"num_epochs": 1}})
+    train.main()
+    assert np.isfinite(series(project, "val_loss")).all()
+
+
+def test_stages_run_outside_dvc_and_replace_their_outs(project):
+    prepare.main()
+    train.main()
+    assert not list(project.rglob("*.unfinished"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "broken", "expected"),
+    [
+        ("train", "data/shards/train", "data/shards/train/index.json is missing: run `dvc repro prepare`"),
+        (
+            "evaluate",
+            "models/checkpoint",
+            "models/checkpoint/preprocessor_config.json is missing: run `dvc repro train`",
+        ),
+        ("evaluate", "data/shards/test", "data/shards/test/index.json is missing: run `dvc repro prepare`"),
+        ("prepare", "params.yaml", "params.yaml is missing"),
+    ],
+)
+def test_a_missing_input_is_one_line_and_exit_code_1(project, stage, broken, expected):
+    path = project / broken
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    result = command(project, "python", "-m", f"stages.{stage}", ok=False)
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith(f"error: {expected}")
+    assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_pretrained_without_the_hub_says_what_works(project, change):
+    change({"model": {"name": "apple/mobilevit-small", "pretrained": True}})
+    with pytest.raises(UserError, match=r"model.name = apple/mobilevit-small .* model.pretrained to false"):
+        train.main()
+
+
+def test_a_checkpoint_of_other_classes_is_refused(project):
+    path = project / "models/checkpoint/config.json"
+    text = path.read_text().replace('"9": "9"', '"9": "nine"')
+    path.unlink()
+    path.write_text(text)
+    with pytest.raises(UserError, match="models/checkpoint has the classes"):
+        evaluate.main()
+
+
+def test_a_damaged_checkpoint_is_refused(project):
+    path = project / "models/checkpoint/model.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:1000])
+    with pytest.raises(UserError, match="models/checkpoint cannot be loaded"):
+        evaluate.main()
