@@ -26,7 +26,14 @@ TINY_PARAMS = {
     "num_threads": 2,
     "data": {"image_size": 64, "subset_size": 200},
     "model": {"name": "tiny-model"},
-    "training": {"num_epochs": 3, "resolution_schedule": [32, 64], "learning_rate": 0.01, "batch_norm_images": 100},
+    "training": {
+        "num_epochs": 3,
+        "batch_size": 16,
+        "resolution_schedule": [32, 64],
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "batch_norm_images": 100,
+    },
 }
 
 

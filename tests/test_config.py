@@ -29,7 +29,7 @@ def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
         ({"training": {"batch_size": True}}, "training.batch_size = True: input should be a valid integer"),
         ({"training": {"batch_size": 0}}, "training.batch_size = 0: input should be greater than or equal to 1"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate = -1: input should be greater than 0"),
-        ({"training": {"learning_rate": "nan"}}, "training.learning_rate = 'nan': input should be"),
+        ({"training": {"learning_rate": "nan"}}, "training.learning_rate = nan: input should be a finite number"),
         ({"training": {"optimizer": "lion"}}, "training.optimizer = 'lion': input should be 'adam', 'adamw' or 'sgd'"),
         ({"training": {"fast_mode": "yes"}}, "training.fast_mode = 'yes': input should be a valid boolean"),
         ({"training": {"resolution_schedule": []}}, "training.resolution_schedule = []: list should have at least 1"),
