@@ -82,6 +82,12 @@ def new_project(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch) -> None:
+    """mlflow.set_tracking_uri leaves its choice in the environment, which would win in the next test."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """The tiny pipeline after a real `dvc repro`, committed. Read it, do not write in it."""

@@ -30,6 +30,11 @@ def test_digits_are_real_and_complete():
     assert sources.class_names(digits) == list("0123456789")
 
 
+def test_another_source_is_refused():
+    with pytest.raises(UserError, match="data.source = uoft-cs/cifar10 cannot be loaded yet"):
+        sources.load(settings(source="uoft-cs/cifar10"))
+
+
 def test_splits_share_no_item_and_are_stratified():
     parts = splits.split(source(100, 200), settings(), seed=0)
     assert {name: len(rows) for name, rows in parts.items()} == {"train": 210, "val": 30, "test": 60}

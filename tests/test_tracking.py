@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 from conftest import command
@@ -46,8 +48,9 @@ def test_mlflow_and_dvclive_hold_the_same_series(trained, client):
 def test_the_logged_model_is_onnx_with_a_signature(trained, client):
     (run,) = runs(client)
     (model,) = client.search_logged_models([run.info.experiment_id])
-    (path,) = (trained / "mlruns").rglob("MLmodel")
-    text = path.read_text()
+    path = Path(urlparse(model.artifact_location).path)
+    assert path.is_relative_to(trained / "mlruns")
+    text = (path / "MLmodel").read_text()
     assert model.source_run_id == run.info.run_id
     assert "onnx" in text and "uint8" in text and "probabilities" in text
 

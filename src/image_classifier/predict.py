@@ -62,6 +62,9 @@ def _pictures(paths: list[str]) -> Iterator[Path]:
     suffixes = Image.registered_extensions()
     for path in map(Path, paths):
         if path.is_dir():
-            yield from (p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes and p.is_file())
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes and p.is_file()]
+            if not found:
+                raise UserError(f"{path} holds no pictures: name a picture, or a folder with some")
+            yield from found
         else:
             yield path

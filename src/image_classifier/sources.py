@@ -10,10 +10,17 @@ import datasets
 from PIL import Image
 
 from image_classifier.config import Data
+from image_classifier.errors import UserError
 
 
 def load(data: Data) -> datasets.DatasetDict:
-    """Load `data.source`; the pictures stay undecoded."""
+    """Load `data.source`; the pictures stay undecoded.
+
+    Raises:
+        UserError: the source is none that can be loaded yet.
+    """
+    if data.source != "digits":
+        raise UserError(f"data.source = {data.source} cannot be loaded yet: digits is the only source so far")
     return _digits()
 
 
