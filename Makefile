@@ -31,6 +31,10 @@ repro: setup ## Run the pipeline: prepare, train, evaluate, export
 	dvc repro
 	dvc metrics show
 
+.PHONY: recipe
+recipe: setup ## Write a recipe into params.yaml: make recipe NAME=cifar10
+	@python -m image_classifier recipe $(or $(NAME),$(error which one? make recipe NAME=cifar10; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
+
 .PHONY: test
 test: setup .venv/installed-test ## Run the tests
 	python -m pytest -m "not full"

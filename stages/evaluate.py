@@ -19,8 +19,8 @@ def main() -> None:
     chosen = precision.resolve(params.training.device, "fp32")
 
     test = ShardReader("data/shards/test")
-    network, normalize, size = models.load(CHECKPOINT)
-    models.check_fits(network, size, test)
+    network, normalize, resize = models.load(CHECKPOINT)
+    models.check_fits(network, resize, test)
     network, normalize = network.to(chosen.device), normalize.to(chosen.device)
     labels, probabilities = engine.predict(network, normalize, test.batches(params.evaluation.batch_size), chosen)
     with files.atomic(METRICS) as folder:

@@ -1,4 +1,4 @@
-"""export: models/checkpoint, data/shards/test -> models/export, metrics/export."""
+"""export: models/checkpoint, data/shards/test -> models/export, metrics/export, metrics/report.md."""
 
 import shutil
 import sys
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from image_classifier import config, engine, export, files, models, precision, runtime, tracking
+from image_classifier import config, engine, export, files, models, precision, report, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
 
 CHECKPOINT = Path("models/checkpoint")
 EXPORT = Path("models/export")
 METRICS = Path("metrics/export")
+REPORT = Path("metrics/report.md")
 
 
 def main() -> None:
@@ -21,14 +22,14 @@ def main() -> None:
     params = config.load()
     runtime.configure(params.num_threads)
     test = ShardReader("data/shards/test")
-    network, normalize, size = models.load(CHECKPOINT)
-    models.check_fits(network, size, test)
+    network, normalize, resize = models.load(CHECKPOINT)
+    models.check_fits(network, resize, test)
     batch_size = params.evaluation.batch_size
 
     with files.atomic(EXPORT) as folder:
         folder.mkdir()
         shutil.copytree(CHECKPOINT, folder / "hf")
-        export.to_onnx(folder / "model.onnx", network, normalize, size, test.class_names)
+        export.to_onnx(folder / "model.onnx", network, normalize, resize, test.class_names)
         session = export.session(folder / "model.onnx", params.num_threads)
         labels, expected = engine.predict(
             network, normalize, test.batches(batch_size), precision.resolve("cpu", "fp32")
@@ -39,6 +40,7 @@ def main() -> None:
         values["onnx_bytes"] = (folder / "model.onnx").stat().st_size
     with files.atomic(METRICS) as folder:
         files.write_json(folder / "metrics.json", values)
+    report.write_report(REPORT, params, Path("metrics/train"), Path("metrics/evaluate"))
 
     weights = files.sha256(CHECKPOINT / "model.safetensors")
     onnx_values = {f"onnx_{name.removeprefix('onnx_')}": value for name, value in values.items()}

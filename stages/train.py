@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from image_classifier import config, engine, files, models, precision, preprocess, resume, runtime, tracking
+from image_classifier import config, engine, files, models, precision, resume, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
 
@@ -20,8 +20,8 @@ def main() -> None:
     print(f"train: {chosen.name} on {chosen.device}: {chosen.reason}")
 
     train, val = ShardReader(TRAIN), ShardReader(VAL)
-    network = models.build(params.model, train.class_names, params.seed)
-    normalize = preprocess.normalization(params.data.normalization)
+    network = models.build(params.model, train.class_names, train.resize.size, params.seed)
+    normalize = models.normalization(params.data.normalization, params.model)
     trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
 
     state = resume.State(resume.fingerprint(params, TRAIN / "index.json", VAL / "index.json"))
@@ -38,7 +38,7 @@ def main() -> None:
             tracker.log_epoch(len(trainer.history) - 1, values)
             print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {engine.summary(values)}")
         with files.atomic(CHECKPOINT) as folder:
-            models.save(folder, network, normalize, train.image_size)
+            models.save(folder, network, normalize, train.resize)
         best = trainer.best["metrics"]
         tracker.finish(best, files.sha256(CHECKPOINT / "model.safetensors"))
     state.discard()

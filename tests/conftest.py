@@ -68,9 +68,9 @@ def new_project(folder: Path) -> Path:
         elif source.exists():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(source, folder / name)
-    for name in ("data/raw", "models", "metrics"):
+    for name in ("data/raw", "models/pretrained"):
         (folder / name).mkdir(parents=True)
-    (folder / "data/raw/.gitkeep").touch()
+        (folder / name / ".gitkeep").touch()
     (folder / "tiny-model").mkdir()
     (folder / "tiny-model/config.json").write_text(TINY_MODEL)
     edit_params(folder, TINY_PARAMS)

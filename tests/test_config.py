@@ -71,3 +71,27 @@ def test_numbers_as_dvc_writes_them_are_numbers(params):
     # `-S training.learning_rate=3e-5` is written as 3e-05, a string to a YAML 1.1 reader.
     edit_params(params.parent, {"training": {"learning_rate": "3e-05"}})
     assert config.load(params).training.learning_rate == 3e-5
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in (ROOT / "recipes").glob("*.yaml")])
+def test_a_recipe_is_written_into_params_and_keeps_the_comments(params, recipe):
+    changed = config.apply_recipe(recipe, params, ROOT / "recipes")
+    assert changed
+    written, wanted = config.load(params).model_dump(), YAML(typ="safe").load(ROOT / f"recipes/{recipe}.yaml")
+    for section, values in wanted.items():
+        assert {key: written[section][key] for key in values} == values
+    comments = [line.split("#")[1] for line in (ROOT / "params.yaml").read_text().splitlines() if "#" in line]
+    assert comments == [line.split("#")[1] for line in params.read_text().splitlines() if "#" in line]
+    assert config.apply_recipe(recipe, params, ROOT / "recipes") == []
+
+
+def test_a_bad_recipe_changes_nothing(params, tmp_path):
+    before = params.read_text()
+    with pytest.raises(UserError, match="missing; the recipes are .*cifar10"):
+        config.apply_recipe("nothing", params, ROOT / "recipes")
+    for name, text in (("key", "training:\n  speed: 9\n"), ("value", "training:\n  num_epochs: 0\n")):
+        (tmp_path / f"{name}.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"training\.(speed|num_epochs)"):
+            config.apply_recipe(name, params, tmp_path)
+    assert params.read_text() == before
+    assert not list(tmp_path.glob("*unfinished"))

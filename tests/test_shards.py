@@ -1,51 +1,47 @@
-import datasets
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from test_preprocess import encoded
 
-from image_classifier import files, preprocess, shards
+from image_classifier import files, shards
 from image_classifier.errors import UserError
+from image_classifier.preprocess import Resize
+
+PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
 
 
-def rows(count: int) -> datasets.Dataset:
-    pictures = np.random.default_rng(0).integers(0, 256, (count, 5, 4, 3), dtype=np.uint8)
-    features = datasets.Features(
-        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
-    images = [{"bytes": encoded(Image.fromarray(p)), "path": None} for p in pictures]
-    return datasets.Dataset.from_dict({"image": images, "label": np.arange(count) % 2}, features=features)
+def write(folder: Path) -> Path:
+    writer = shards.ShardWriter(folder, Resize(32, "stretch"), shard_size=8)
+    for number, picture in enumerate(PICTURES):
+        writer.add(picture, number % 2, bytes([number] * 32))
+    assert writer.close(["a", "b"], {"duplicates": []}) == 20
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_SIZE", 8)
-    shards.write(tmp_path / "split", rows(20), ["a", "b"], 32, "split")
-    return tmp_path / "split"
+def folder(tmp_path):
+    return write(tmp_path / "split")
 
 
 def test_what_is_written_is_read(folder):
-    reader, source = shards.ShardReader(folder), rows(20)
-    assert len(reader) == 20 and reader.class_names == ["a", "b"] and reader.image_size == 32
+    reader = shards.ShardReader(folder)
+    assert len(reader) == 20 and reader.class_names == ["a", "b"] and reader.resize == Resize(32, "stretch")
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.json",
         *(f"shard-0000{n}.safetensors" for n in range(3)),
     ]
+    assert files.read_json(folder / "index.json", "")["class_counts"] == {"a": 10, "b": 10}
     order = np.array([19, 0, 8, 7, 3])
-    images = reader.gather(order)
-    for picture, index in zip(images, order, strict=True):
-        decoded = preprocess.decode(source[int(index)]["image"]["bytes"])
-        assert torch.equal(picture, preprocess.resize(decoded, 32))
-        assert reader.hashes[index] == preprocess.digest(decoded).hex()
-    assert reader.labels.tolist() == source["label"]
+    assert torch.equal(reader.gather(order), PICTURES[order])
+    assert [reader.hashes[number] for number in order] == [bytes([number] * 32).hex() for number in order]
+    assert reader.labels.tolist() == [0, 1] * 10
 
 
-def test_equal_inputs_give_equal_bytes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards.os, "sched_getaffinity", lambda _: {0})  # one thread
-    shards.write(tmp_path / "again", rows(20), ["a", "b"], 32, "again")
+def test_equal_inputs_give_equal_bytes(folder, tmp_path):
+    again = write(tmp_path / "again")
     for path in folder.iterdir():
-        assert files.sha256(path) == files.sha256(tmp_path / "again" / path.name)
+        assert files.sha256(path) == files.sha256(again / path.name)
 
 
 def test_batches_see_every_picture_once_and_are_even(folder):

@@ -2,7 +2,7 @@ import datasets
 import numpy as np
 import pytest
 
-from image_classifier import config, sources, splits
+from image_classifier import config, splits
 from image_classifier.config import Data
 from image_classifier.errors import UserError
 
@@ -22,17 +22,6 @@ def source(*counts: int) -> datasets.DatasetDict:
     )
     rows = {"image": np.arange(len(labels)), "label": labels}
     return datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)})
-
-
-def test_digits_are_real_and_complete():
-    digits = sources.load(settings())["train"]
-    assert len(digits) == 1797
-    assert sources.class_names(digits) == list("0123456789")
-
-
-def test_another_source_is_refused():
-    with pytest.raises(UserError, match="data.source = uoft-cs/cifar10 cannot be loaded yet"):
-        sources.load(settings(source="uoft-cs/cifar10"))
 
 
 def test_splits_share_no_item_and_are_stratified():
@@ -55,6 +44,49 @@ def test_a_test_split_of_the_source_stays_untouched():
     assert list(splits.split(whole, settings(), seed=0)["test"]["image"]) == list(range(40, 60))
 
 
+def test_the_published_split_halves_the_test_split():
+    whole = source(60, 60)
+    whole["test"] = source(20, 20)["train"]
+    parts = splits.split(whole, settings(val_from="test", val_fraction=0.5, subset_size=100), seed=0)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 100, "val": 20, "test": 20}
+    assert sorted([*parts["val"]["image"], *parts["test"]["image"]]) == list(range(40))
+    assert [list(np.bincount(rows["label"])) for rows in parts.values()] == [[10, 10], [10, 10], [50, 50]]
+
+
+def test_a_validation_split_of_the_source_is_used_when_asked_for():
+    whole = source(50, 50)
+    whole["validation"] = source(3, 3)["train"]
+    parts = splits.split(whole, settings(val_from="validation"), seed=0)
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 80, "val": 6, "test": 20}
+
+
+@pytest.mark.parametrize("policy", ["drop", "count"])
+def test_a_picture_in_two_splits_leaves_the_training_side(policy, capsys):
+    screen = splits.Screen(settings(on_duplicate=policy))
+    same, other = b"1" * 32, b"2" * 32
+    assert screen.admit("test", "row 0 of test", same)
+    assert screen.admit("test", "row 1 of test", same)  # within one split nothing leaks
+    assert screen.admit("train", "row 5 of train", same) == (policy == "count")
+    assert screen.admit("train", "row 6 of train", other)
+    assert screen.findings("train") == {"duplicates": ["row 5 of train: also in test"], "unreadable": []}
+    screen.conclude()
+    assert f"1 pictures stand in two splits (data.on_duplicate = {policy})" in capsys.readouterr().out
+
+
+def test_duplicates_and_unreadable_pictures_are_refused_by_default():
+    screen = splits.Screen(settings())
+    screen.admit("val", "row 0 of val", b"1" * 32)
+    screen.admit("train", "row 1 of train", b"1" * 32)
+    with pytest.raises(
+        UserError, match=r"1 pictures stand in two splits \(data.on_duplicate = fail; drop or count\): row 1 of train: "
+    ):
+        screen.conclude()
+    screen.reject("train", "a.png", "truncated")
+    screen.reject("test", "b.png", "not a picture")
+    with pytest.raises(UserError, match="2 pictures cannot be read .*a.png: truncated; b.png: not a picture"):
+        screen.conclude()
+
+
 def test_a_subset_is_class_balanced_and_leaves_val_and_test_alone():
     full = splits.split(source(100, 100, 100), settings(), seed=0)
     cut = splits.split(source(100, 100, 100), settings(subset_size=50), seed=0)
@@ -69,6 +101,7 @@ def test_a_subset_is_class_balanced_and_leaves_val_and_test_alone():
         ((50, 50), {"test_fraction": None}, "has no test split: set data.test_fraction"),
         ((50, 1), {}, "the smallest class, 'class 1', has 1"),
         ((50, 50), {"subset_size": 1000}, "data.subset_size = 1000, but the training split has 70 pictures"),
+        ((50, 50), {"val_from": "validation"}, "has no validation split"),
         ((90, 10), {"subset_size": 60}, "data.subset_size = 60 cannot be class-balanced"),
     ],
 )

@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import command
 from safetensors.torch import load_file
 
-from image_classifier import config, engine, models, precision, preprocess
+from image_classifier import config, engine, models, precision, preprocess, sources
 from image_classifier.errors import UserError
 from image_classifier.files import sha256
+from image_classifier.preprocess import Normalize, Resize
 from image_classifier.shards import ShardReader
 from stages import evaluate, export, prepare, train
 
@@ -52,8 +54,8 @@ def test_metrics_json_is_the_best_epochs(trained):
 def test_checkpoint_is_a_hugging_face_folder(trained):
     folder = trained / "models/checkpoint"
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
-    network, normalize, size = models.load(folder)
-    assert size == 64 and normalize.mean == preprocess.IMAGENET_MEAN
+    network, normalize, resize = models.load(folder)
+    assert resize == Resize(64, "stretch") and normalize.mean == preprocess.IMAGENET_MEAN
     assert models.class_names(network.config) == list("0123456789")
 
 
@@ -88,6 +90,31 @@ def test_export_is_the_evaluated_model(trained):
     assert exported["accuracy"] == pytest.approx(evaluated["accuracy"])
     for path in (trained / "models/checkpoint").iterdir():
         assert sha256(path) == sha256(trained / "models/export/hf" / path.name)
+
+
+def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_picture(trained, tmp_path):
+    classify = transformers.pipeline("image-classification", model=str(trained / "models/export/hf"))
+    # The test pictures themselves, found again by the hashes of their pixels.
+    with open(trained / "metrics/evaluate/predictions.csv") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    digits = sources.load(config.load().data, tmp_path)["train"]
+    pictures = [preprocess.decode(image["bytes"]) for image in digits["image"]]
+    chosen = {digest: p for p in pictures if (digest := preprocess.digest(p).hex()) in rows}
+    assert len(chosen) == len(rows) == 360
+    for (digest, row), found in zip(
+        ((d, rows[d]) for d in chosen), classify(list(chosen.values()), top_k=1, batch_size=32), strict=True
+    ):
+        assert found[0]["label"] == row["predicted"], digest
+        assert found[0]["score"] == pytest.approx(float(row["confidence"]), abs=1e-5)
+
+
+def test_the_report_holds_the_figures_of_the_metrics_files(trained):
+    report = (trained / "metrics/report.md").read_text()
+    best, test = read(trained / "metrics/train/metrics.json"), read(trained / "metrics/evaluate/metrics.json")
+    row = [f"{value:.4f}" for value in (best["train_accuracy"], best["val_accuracy"], test["accuracy"])]
+    assert f"| accuracy | {' | '.join(row)} | {best['train_accuracy'] - test['accuracy']:.4f} |" in report
+    assert all(f"| {epoch} | {loss:.4f} |" in report for epoch, loss in enumerate(series(trained, "train_loss"), 1))
+    assert "published" not in report  # another recipe
 
 
 def test_onnx_bytes_do_not_depend_on_the_folder(project, trained):
@@ -147,9 +174,9 @@ def test_a_step_that_overflows_is_skipped(project, change):
     change({"training": {"precision": "fp16"}})
     params = config.load()
     reader = ShardReader("data/shards/train")
-    network = models.build(params.model, reader.class_names, 0)
+    network = models.build(params.model, reader.class_names, 64, 0)
     chosen = precision.resolve("cpu", "fp16")
-    trainer = engine.Trainer(network, preprocess.normalization("none"), chosen, params.training, 0, reader, reader)
+    trainer = engine.Trainer(network, Normalize(), chosen, params.training, 0, reader, reader)
     images, labels = next(iter(reader.batches(16)))
     before = [p.clone() for p in network.parameters()]
     scale = trainer.scaler.get_scale()
@@ -163,7 +190,7 @@ def test_a_step_that_overflows_is_skipped(project, change):
 def test_a_frozen_backbone_stays_as_it_was(project, change):
     change({"model": {"freeze_backbone": True}})
     params = config.load()
-    start = models.build(params.model, list("0123456789"), params.seed).state_dict()
+    start = models.build(params.model, list("0123456789"), 64, params.seed).state_dict()
     train.main()
     trained = load_file("models/checkpoint/model.safetensors")
     changed = {name for name in trained if not torch.equal(trained[name], start[name])}
@@ -180,6 +207,8 @@ def test_a_frozen_backbone_stays_as_it_was(project, change):
             "gradient_clip": 1.0,
             "label_smoothing": 0.1,
             "fast_mode": False,
+            "adam_beta2": 0.98,
+            "decay_norms_and_biases": False,
             "resolution_schedule": None,
             "batch_norm_images": None,
         },
@@ -220,8 +249,8 @@ def test_a_missing_input_is_one_line_and_exit_code_1(project, stage, broken, exp
 
 
 def test_pretrained_without_the_hub_says_what_works(project, change):
-    change({"model": {"name": "apple/mobilevit-small", "pretrained": True}})
-    with pytest.raises(UserError, match=r"model.name = apple/mobilevit-small .* model.pretrained to false"):
+    change({"model": {"name": "apple/mobilevit-small", "revision": "6c86" * 10, "pretrained": True}})
+    with pytest.raises(UserError, match=r"model.name = apple/mobilevit-small .*`hf download .* model.pretrained=false"):
         train.main()
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
+from image_classifier import files
 from image_classifier.errors import UserError
 
 
@@ -45,11 +46,17 @@ class Section(BaseModel):
 class Data(Section):
     source: Name
     revision: Name | None
+    image_column: Name | None
+    label_column: Name | None
+    on_unreadable: Literal["fail", "skip"]
+    on_duplicate: Literal["fail", "drop", "count"]
     image_size: ImageSize
+    resize: Literal["stretch", "crop"]
+    val_from: Literal["train", "test", "validation"]
     val_fraction: Fraction
     test_fraction: Fraction | None
     subset_size: Count | None
-    normalization: Literal["imagenet", "none"]
+    normalization: Literal["imagenet", "checkpoint", "none"]
 
 
 class Model(Section):
@@ -57,6 +64,15 @@ class Model(Section):
     revision: Name | None
     pretrained: bool
     freeze_backbone: bool
+    unfreeze_blocks: Annotated[int, Field(ge=0)]
+
+
+class Augmentation(Section):
+    horizontal_flip: bool
+    crop_padding: Annotated[Number, Field(ge=0, le=0.5)]
+    rotation: Annotated[Number, Field(ge=0, le=180)]
+    color_jitter: Annotated[Number, Field(ge=0, le=1)]
+    trivial_augment: bool
 
 
 class Training(Section):
@@ -67,9 +83,12 @@ class Training(Section):
     batch_size: Count
     resolution_schedule: Annotated[list[ImageSize], Field(min_length=1)] | None
     fast_mode: bool
+    augmentation: Augmentation
     optimizer: Literal["adam", "adamw", "sgd"]
     learning_rate: Annotated[Number, Field(gt=0)]
+    adam_beta2: Annotated[Number, Field(ge=0, lt=1)]
     weight_decay: Annotated[Number, Field(ge=0)]
+    decay_norms_and_biases: bool
     scheduler: Literal["none", "cosine", "one_cycle"]
     warmup_fraction: Annotated[Number, Field(ge=0, lt=1)]
     gradient_clip: Annotated[Number, Field(gt=0)] | None
@@ -131,6 +150,38 @@ def load(path: str | Path = "params.yaml") -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(_explain(path, problem) for problem in error.errors())) from None
+
+
+def apply_recipe(name: str, path: str | Path = "params.yaml", folder: str | Path = "recipes") -> list[str]:
+    """Write what a recipe sets into `path`, keeping its comments; return the keys that changed.
+
+    Raises:
+        UserError: there is no such recipe, or params.yaml would not be valid with it.
+    """
+    path, recipe = Path(path), Path(folder) / f"{name}.yaml"
+    if not recipe.is_file():
+        known = ", ".join(sorted(file.stem for file in Path(folder).glob("*.yaml")))
+        raise UserError(f"{recipe} is missing; the recipes are {known}")
+    load(path)  # says what is wrong before anything is changed
+    yaml = YAML()
+    yaml.width = 10_000  # a comment is not to be wrapped
+    values, changed = yaml.load(path), []
+    _update(values, YAML(typ="safe", pure=True).load(recipe), "", changed)
+    with files.atomic(path) as unfinished:
+        yaml.dump(values, unfinished)
+        load(unfinished)
+    return changed
+
+
+def _update(values: dict, changes: dict, prefix: str, changed: list[str]) -> None:
+    for key, value in changes.items():
+        if key not in values:
+            raise UserError(f"the recipe sets {prefix}{key}, which params.yaml does not have")
+        if isinstance(value, dict):
+            _update(values[key], value, f"{prefix}{key}.", changed)
+        elif values[key] != value:
+            values[key] = value
+            changed.append(f"{prefix}{key} = {value}")
 
 
 def _explain(path: Path, problem: dict[str, Any]) -> str:

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from image_classifier import config
 from image_classifier.errors import UserError
@@ -73,22 +76,28 @@ def _device() -> str:
 
 
 def _data() -> str:
+    source = _source()
+    counts = ", ".join(f"{name} {len(rows)}" for name, rows in source.items())
+    return f"{counts} pictures of {source['train'].features['label'].num_classes} classes"
+
+
+@cache
+def _source():
     from image_classifier import sources
 
-    source = sources.load(config.load().data)
-    counts = ", ".join(f"{name} {len(rows)}" for name, rows in source.items())
-    return f"{counts} pictures of {len(sources.class_names(source['train']))} classes"
+    with tempfile.TemporaryDirectory() as scratch:
+        return sources.load(config.load().data, Path(scratch))
 
 
 def _model() -> str:
     import torch
 
-    from image_classifier import models, sources
+    from image_classifier import models
 
     params = config.load()
-    classes = sources.class_names(sources.load(params.data)["train"])
-    network = models.build(params.model, classes, params.seed).eval()
     size = params.data.image_size
+    classes = _source()["train"].features["label"].names
+    network = models.build(params.model, classes, size, params.seed).eval()
     with torch.inference_mode():
         logits = network(pixel_values=torch.zeros(1, 3, size, size)).logits
     if logits.shape != (1, len(classes)):

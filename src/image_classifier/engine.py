@@ -13,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from image_classifier import metrics, preprocess
+from image_classifier import metrics, models, preprocess
 from image_classifier.config import Training
 from image_classifier.precision import Precision
 from image_classifier.preprocess import Normalize
@@ -36,11 +36,17 @@ def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_siz
 
 def build_optimizer(network: nn.Module, training: Training) -> Optimizer:
     """The optimiser over all parameters that may change."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    common = {"lr": training.learning_rate, "weight_decay": training.weight_decay, "fused": True}
+    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]  # of norms, and biases
+    vector_decay = training.weight_decay if training.decay_norms_and_biases else 0.0
+    groups = [
+        {"params": matrices, "weight_decay": training.weight_decay},
+        {"params": vectors, "weight_decay": vector_decay},
+    ]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=0.9, nesterov=True, **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer](parameters, **common)
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
+    return kind(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
 
 
 def build_scheduler(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
@@ -88,6 +94,9 @@ class Trainer:
         self.scheduler = build_scheduler(self.optimizer, self.training, steps)
         self.scaler = self.precision.scaler()
         self.forward = torch.compile(self.network) if self._compiles() else self.network
+        self.augmentation = None
+        if not self.training.fast_mode:
+            self.augmentation = preprocess.augmentation(self.training.augmentation, self.train.resize.size)
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """Train the epochs that `history` does not hold yet, yielding the metrics of each.
@@ -114,12 +123,10 @@ class Trainer:
             train_loss (cross-entropy without label smoothing, as in validation), train_accuracy,
             and learning_rate, that of the last step.
         """
-        size = image_size(self.training.resolution_schedule, epoch, self.training.num_epochs, self.train.image_size)
+        size = image_size(self.training.resolution_schedule, epoch, self.training.num_epochs, self.train.resize.size)
         order = shuffled(len(self.train), self.seed, epoch)
         device = self.precision.device
-        self.network.train()
-        if self._frozen():
-            self.network.base_model.eval()  # frozen means its batch-norm statistics too
+        self._train_mode()
         # Sums stay on the device until the epoch ends: reading one would wait for the GPU.
         loss_sum, correct, learning_rate = torch.zeros((), device=device), torch.zeros((), device=device), 0.0
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
@@ -137,12 +144,12 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor]:
         training = self.training
-        torch.manual_seed(seed)  # dropout
+        torch.manual_seed(seed)  # augmentation and dropout
+        if self.augmentation is not None:
+            images = preprocess.augment(images, self.augmentation)
         pixels = preprocess.rescale(self.normalize(images), size)
-        if not training.fast_mode:
-            pixels = preprocess.augment(pixels, seed)
         with self.precision.autocast():
-            logits = self.forward(pixel_values=pixels).logits
+            logits = self.forward(pixel_values=pixels, **models.forward_options(self.network, size)).logits
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
         self.optimizer.zero_grad()
@@ -159,7 +166,7 @@ class Trainer:
     def _recompute_batch_norm(self, epoch: int) -> None:
         """Replace the running batch-norm statistics, which lag after a short run, by fresh ones."""
         if self.training.batch_norm_images is None or self._frozen():
-            return
+            return  # frozen means its batch-norm statistics too
         sample = shuffled(len(self.train), self.seed, epoch)[: self.training.batch_norm_images]
         batches = self.train.batches(self.training.batch_size, sample)
         with torch.no_grad(), self.precision.autocast():
@@ -190,8 +197,16 @@ class Trainer:
             "scaler": self.scaler,
         }
 
+    def _train_mode(self) -> None:
+        """Training mode, but for frozen parts: their batch-norm statistics stay as they are too."""
+        self.network.train()
+        for module in self.network.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+
     def _frozen(self) -> bool:
-        return not any(parameter.requires_grad for parameter in self.network.base_model.parameters())
+        return not all(parameter.requires_grad for parameter in self.network.parameters())
 
     def _compiles(self) -> bool:
         # On the CPU compiling takes minutes and gains nothing.

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from image_classifier import files
 from image_classifier.config import Export
 from image_classifier.errors import UserError
-from image_classifier.preprocess import Normalize
+from image_classifier.preprocess import Normalize, Resize
 
 OPSET = 20
 
@@ -30,9 +30,9 @@ class Classifier(nn.Module):
         return self.network(pixel_values=self.normalize(image)).logits.softmax(dim=1)
 
 
-def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, image_size: int, class_names: list[str]):
-    """Write an ONNX file with the preprocessing in its graph and the class names in its metadata."""
-    example = torch.zeros((2, image_size, image_size, 3), dtype=torch.uint8)  # 1 would fix the batch size
+def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, resize: Resize, class_names: list[str]):
+    """Write an ONNX file with the preprocessing in its graph, class names and resizing in its metadata."""
+    example = torch.zeros((2, resize.size, resize.size, 3), dtype=torch.uint8)  # 1 would fix the batch size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -47,7 +47,7 @@ def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, image_si
         )
     model = program.model_proto
     _forget_sources(model)
-    onnx.helper.set_model_props(model, {"class_names": json.dumps(class_names)})
+    onnx.helper.set_model_props(model, {"class_names": json.dumps(class_names), "resize": resize.mode})
     with files.atomic(path) as unfinished:
         unfinished.write_bytes(model.SerializeToString(deterministic=True))
 

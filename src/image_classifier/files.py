@@ -38,6 +38,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
         remove(unfinished)
 
 
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder for work that nobody needs afterwards; what a killed run left in it goes too."""
+    remove(folder)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
 def remove(path: str | Path) -> None:
     """Remove a file or a folder with all it holds, if it is there."""
     path = Path(path)

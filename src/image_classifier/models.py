@@ -1,64 +1,106 @@
 """Build, load and save Hugging Face classifiers; the only importer of transformers."""
 
+import inspect
+import os
+import re
 from pathlib import Path
+from pickle import UnpicklingError
+
+# Before transformers is imported: it would otherwise ask the hub to convert a repository's .bin weights.
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForImageClassification,
+    ImageProcessingMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers import logging as transformers_logging
 
 from image_classifier import files
 from image_classifier.config import Model
 from image_classifier.errors import UserError
-from image_classifier.preprocess import Normalize, from_processor, processor
+from image_classifier.preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    Resize,
+    from_processor,
+    normalization_of,
+    processor,
+)
 from image_classifier.shards import ShardReader
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
-# Architectures that can be built without asking the hub: transformers' own defaults for the type.
+# Architectures that can be built without asking the hub, by transformers' own defaults for the
+# type. Any other type (resnet, vit, efficientnet, ...) can be named by itself.
 KNOWN_ARCHITECTURES = {"apple/mobilevit-small": "mobilevit"}
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def build(model: Model, class_names: list[str], seed: int) -> PreTrainedModel:
+def build(model: Model, class_names: list[str], image_size: int, seed: int) -> PreTrainedModel:
     """A classifier with one freshly seeded output per class, on the CPU, float32, channels_last.
 
     Raises:
-        UserError: the model cannot be found here, or is no image classifier.
+        UserError: the model cannot be found here, is no image classifier, or takes another size.
     """
     torch.manual_seed(seed)
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
-    network = _pretrained(model, labels) if model.pretrained else _from_scratch(model, labels)
+    try:
+        network = _pretrained(model, labels) if model.pretrained else _from_scratch(model, labels, image_size)
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise _cannot_load(model, error) from None
     for parameter in network.parameters():
         if not parameter.isfinite().all():
             raise UserError(f"model.name = {model.name} has weights that are not finite: fetch it again")
+    if _takes_positions(network) and network.config.image_size != image_size:
+        raise UserError(
+            f"model.name = {model.name} takes pictures of {network.config.image_size} px: "
+            f"set data.image_size to that, not {image_size}"
+        )
     if model.freeze_backbone:
-        for parameter in network.base_model.parameters():
-            parameter.requires_grad_(False)
+        _freeze(network.base_model, model.unfreeze_blocks)
     return network.to(memory_format=torch.channels_last)
 
 
 def _pretrained(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
-    try:
-        return AutoModelForImageClassification.from_pretrained(
-            model.name,
-            revision=model.revision,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # the head: its classes are ours
-            **labels,
+    if not Path(model.name).is_dir() and not COMMIT.fullmatch(model.revision or ""):
+        raise UserError(
+            f"model.name = {model.name} needs model.revision, the commit of the model (40 hex digits, "
+            f"from the Hub's list of commits), not {model.revision}; or name a local folder"
         )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(model, error) from None
+    network, report = AutoModelForImageClassification.from_pretrained(
+        model.name,
+        revision=model.revision,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # the head: its classes are ours
+        output_loading_info=True,
+        **labels,
+    )
+    prefix = f"{network.base_model_prefix}."
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
+    missing += sorted(name for name, *_ in report["mismatched_keys"] if name.startswith(prefix))
+    if missing:
+        raise ValueError(
+            f"its weights are of another architecture than its config.json: {len(missing)} of the backbone's "
+            f"are missing, such as {missing[0]}."
+        )
+    return network
 
 
-def _from_scratch(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
-    if model.name in KNOWN_ARCHITECTURES:
-        config = AutoConfig.for_model(KNOWN_ARCHITECTURES[model.name], **labels)
+def _from_scratch(model: Model, labels: dict[str, dict], image_size: int) -> PreTrainedModel:
+    kind = KNOWN_ARCHITECTURES.get(model.name, model.name)
+    if kind in CONFIG_MAPPING:
+        config = AutoConfig.for_model(kind, image_size=image_size, **labels)
     else:
-        try:
-            config = AutoConfig.from_pretrained(model.name, revision=model.revision, **labels)
-        except (OSError, ValueError) as error:
-            raise _cannot_load(model, error) from None
+        config = AutoConfig.from_pretrained(model.name, revision=model.revision, image_size=image_size, **labels)
     network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -69,22 +111,71 @@ def _from_scratch(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
 
 
 def _cannot_load(model: Model, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if Path(model.name).is_dir():
+        return UserError(f"model.name = {model.name} cannot be loaded: {reason}; check that folder")
+    revision = f" --revision {model.revision}" if model.revision else ""
     return UserError(
-        f"model.name = {model.name} (revision {model.revision or 'not set'}) cannot be loaded: {reason} "
-        "Without the hub, set model.name to a local folder, or model.pretrained to false to train "
-        f"one of {', '.join(KNOWN_ARCHITECTURES)} from scratch"
+        f"model.name = {model.name} (revision {model.revision}) cannot be loaded: {reason}; without the hub, run "
+        f"`hf download {model.name}{revision} --local-dir models/pretrained/NAME` where it can be reached and set "
+        f"model.name=models/pretrained/NAME here; model.pretrained=false trains {', '.join(KNOWN_ARCHITECTURES)} "
+        "from scratch"
     )
 
 
-def save(folder: Path, network: PreTrainedModel, normalize: Normalize, image_size: int) -> None:
+def _freeze(backbone: nn.Module, last_blocks: int) -> None:
+    """Let only the last blocks of a backbone, and what is defined after them, change."""
+    blocks = next((m for m in backbone.modules() if isinstance(m, nn.ModuleList) and len(m) > 1), nn.ModuleList())
+    if last_blocks > len(blocks):
+        raise UserError(f"model.unfreeze_blocks = {last_blocks}, but the backbone has {len(blocks)} blocks")
+    first = next(blocks[-last_blocks].parameters()) if last_blocks else None
+    reached = False
+    for parameter in backbone.parameters():  # in order of definition
+        reached = reached or parameter is first
+        parameter.requires_grad_(reached)
+
+
+def _takes_positions(network: PreTrainedModel) -> bool:
+    """Whether position embeddings tie the network to one size of picture, as in ViT."""
+    return "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
+
+
+def forward_options(network: PreTrainedModel, size: int) -> dict[str, bool]:
+    """What the network's forward must be told when pictures of another size than its own come in."""
+    if _takes_positions(network) and network.config.image_size != size:
+        return {"interpolate_pos_encoding": True}
+    return {}
+
+
+def normalization(name: str, model: Model) -> Normalize:
+    """The `data.normalization` setting as a module.
+
+    Raises:
+        UserError: the checkpoint's own cannot be read or done.
+    """
+    if name == "imagenet":
+        return Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    if name == "none":
+        return Normalize()
+    try:
+        config, _ = ImageProcessingMixin.get_image_processor_dict(model.name, revision=model.revision)
+        return normalization_of(config)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"data.normalization = checkpoint: {model.name} has no preprocessor_config.json to follow ({reason}); "
+            "choose imagenet or none"
+        ) from None
+
+
+def save(folder: Path, network: PreTrainedModel, normalize: Normalize, resize: Resize) -> None:
     """Write a Hugging Face folder: config.json, model.safetensors, preprocessor_config.json."""
     network.save_pretrained(folder)
-    files.write_json(folder / "preprocessor_config.json", processor(normalize, image_size))
+    files.write_json(folder / "preprocessor_config.json", processor(normalize, resize))
 
 
-def load(folder: str | Path) -> tuple[PreTrainedModel, Normalize, int]:
-    """Read what `save` wrote: the network in eval mode, its normalisation and its image size.
+def load(folder: str | Path) -> tuple[PreTrainedModel, Normalize, Resize]:
+    """Read what `save` wrote: the network in eval mode, its normalisation and its way to resize.
 
     Raises:
         UserError: the folder is missing, incomplete or damaged.
@@ -102,14 +193,14 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, Normalize, int]:
     return network.to(memory_format=torch.channels_last).eval(), *from_processor(processing)
 
 
-def check_fits(network: PreTrainedModel, image_size: int, shards: ShardReader) -> None:
+def check_fits(network: PreTrainedModel, resize: Resize, shards: ShardReader) -> None:
     """Refuse shards that the checkpoint was not trained for.
 
     Raises:
-        UserError: the image size or the class names differ.
+        UserError: the size, the way to it, or the class names differ.
     """
     for what, ours, theirs in (
-        ("an image size of", image_size, shards.image_size),
+        ("pictures by", resize, shards.resize),
         ("the classes", class_names(network.config), shards.class_names),
     ):
         if ours != theirs:

@@ -15,15 +15,15 @@ MODEL = "models/export/model.onnx"
 
 
 class Predictor:
-    """An exported model with its class names and image size, as its file holds them."""
+    """An exported model with its class names and its way to resize, as its file holds them."""
 
     def __init__(self, path: str | Path = MODEL):
         self.session = export.session(path)
-        names = self.session.get_modelmeta().custom_metadata_map.get("class_names")
-        if names is None:
+        facts = self.session.get_modelmeta().custom_metadata_map
+        if not {"class_names", "resize"} <= facts.keys():
             raise UserError(f"{path} holds no class names: it was not made by `dvc repro export`")
-        self.class_names: list[str] = json.loads(names)
-        self.image_size: int = self.session.get_inputs()[0].shape[1]
+        self.class_names: list[str] = json.loads(facts["class_names"])
+        self.resize = preprocess.Resize(self.session.get_inputs()[0].shape[1], facts["resize"])
 
     def __call__(self, path: Path, top_k: int) -> list[tuple[str, float]]:
         """The `top_k` most probable (class, probability) of one picture, best first.
@@ -31,7 +31,7 @@ class Predictor:
         Raises:
             UnreadableImage: the file is no picture.
         """
-        picture = preprocess.resize(preprocess.decode(path.read_bytes()), self.image_size)
+        picture = self.resize(preprocess.decode(path.read_bytes()))
         (probabilities,) = self.session.run(None, {"image": picture[None].numpy()})
         order = np.argsort(-probabilities[0], kind="stable")[:top_k]
         return [(self.class_names[index], float(probabilities[0, index])) for index in order]

@@ -7,12 +7,18 @@ same pixels.
 
 import hashlib
 import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from image_classifier.config import Augmentation
 
 # Channel means and standard deviations of ImageNet in [0, 1], RGB, as torchvision documents them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -43,29 +49,35 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableImage(str(error)) from None
 
 
-def resize(image: Image.Image, size: int) -> Tensor:
-    """Resize to size x size, bilinear with antialias.
+@dataclass(frozen=True)
+class Resize:
+    """Any picture to size x size, bilinear with antialias, by torch's uint8 kernel.
 
-    Torch's uint8 kernel: what Hugging Face's processors use, three times as fast as Pillow's and
-    within one level of 255 of it.
-
-    Returns:
-        uint8 [size, size, 3]: height, width, RGB.
+    That kernel is what Hugging Face's processors use; it is within one level of 255 of Pillow's.
     """
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    pixels = pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
-    resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous()
+
+    size: int  # pixels
+    mode: str  # "stretch", or "crop": the shorter side to size, then the middle
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return uint8 [size, size, 3]: height, width, RGB."""
+        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        pixels = pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
+        pixels = F.interpolate(pixels, self._target(image.height, image.width), mode="bilinear", antialias=True)
+        top, left = (pixels.shape[2] - self.size) // 2, (pixels.shape[3] - self.size) // 2
+        middle = pixels[0, :, top : top + self.size, left : left + self.size]
+        return middle.permute(1, 2, 0).contiguous()
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        if self.mode == "stretch":
+            return self.size, self.size
+        shorter = min(height, width)
+        return self.size * height // shorter, self.size * width // shorter
 
 
 def digest(image: Image.Image) -> bytes:
     """SHA-256 of a decoded picture's size and pixels: equal pictures, whatever their files."""
     return hashlib.sha256(b"%dx%d" % image.size + image.tobytes()).digest()
-
-
-def description(image_size: int) -> dict[str, Any]:
-    """What `decode` and `resize` do, for the index of the shards."""
-    return {"image_size": image_size, "mode": "RGB", "resize": "bilinear, antialias, stretched to a square"}
 
 
 class Normalize(nn.Module):
@@ -74,54 +86,86 @@ class Normalize(nn.Module):
     The output has torch's channels_last layout, which is how the input lies in memory: no copy.
     """
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1), to_bgr: bool = False):
         super().__init__()
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.to_bgr = tuple(mean), tuple(std), to_bgr
         scale = torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.to_bgr:
+            images = images.flip(3)
         return torch.addcmul(self.shift, images.permute(0, 3, 1, 2).float(), self.scale)
 
 
-def normalization(name: str) -> Normalize:
-    """The `data.normalization` setting as a module."""
-    if name == "imagenet":
-        return Normalize(IMAGENET_MEAN, IMAGENET_STD)
-    return Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+def processor(normalize: Normalize, resize: Resize) -> dict[str, Any]:
+    """`preprocessor_config.json` of a Hugging Face image processor that makes the pixels the model saw.
 
-
-def processor(normalize: Normalize, image_size: int) -> dict[str, Any]:
-    """`preprocessor_config.json` of a generic image processor that makes the pixels the model saw.
-
-    MobileViT's own processor cannot subtract a mean, ViT's can and does nothing else of its own.
+    MobileViT's own processor is the one that swaps red and blue, but it cannot subtract a mean;
+    ViT's can and does nothing else of its own.
     """
-    return {
-        "image_processor_type": "ViTImageProcessor",
+    square = {"height": resize.size, "width": resize.size}
+    config: dict[str, Any] = {
+        "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"height": image_size, "width": image_size},
+        "size": square if resize.mode == "stretch" else {"shortest_edge": resize.size},
         "resample": BILINEAR,
+        "do_center_crop": resize.mode == "crop",
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(normalize.mean),
-        "image_std": list(normalize.std),
-        "do_convert_rgb": True,
     }
+    if normalize.to_bgr:
+        return {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True, **config}
+    mean_and_std = {"do_normalize": True, "image_mean": list(normalize.mean), "image_std": list(normalize.std)}
+    return {"image_processor_type": "ViTImageProcessor", **mean_and_std, **config}
 
 
-def from_processor(config: dict[str, Any]) -> tuple[Normalize, int]:
-    """The inverse of `processor`: the normalisation and the image size of a checkpoint folder."""
-    return Normalize(config["image_mean"], config["image_std"]), config["size"]["height"]
+def from_processor(config: dict[str, Any]) -> tuple[Normalize, Resize]:
+    """The inverse of `processor`."""
+    resize = Resize(config["crop_size"]["height"], "crop" if config["do_center_crop"] else "stretch")
+    return normalization_of(config), resize
 
 
-def augment(images: Tensor, seed: int) -> Tensor:
-    """Flip each picture of a float [N, 3, H, W] batch left to right with probability 1/2."""
-    generator = torch.Generator().manual_seed(seed)
-    flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
-    return torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+def normalization_of(config: dict[str, Any]) -> Normalize:
+    """What a Hugging Face image processor does to channels and values.
+
+    Raises:
+        ValueError: it does something that cannot be done here.
+    """
+    to_bgr, normalizes = bool(config.get("do_flip_channel_order")), bool(config.get("do_normalize"))
+    if not config.get("do_rescale") or not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-4):
+        raise ValueError("its pixels are not in [0, 1]")
+    if to_bgr and normalizes:
+        raise ValueError("it swaps red and blue and subtracts a mean too")
+    return Normalize(config["image_mean"], config["image_std"]) if normalizes else Normalize(to_bgr=to_bgr)
+
+
+def augmentation(settings: Augmentation, size: int) -> nn.Module | None:
+    """Random changes of one uint8 [3, size, size] picture; None if none is asked for.
+
+    They draw from torch's global generator, which the trainer seeds before every step.
+    """
+    steps: list[nn.Module] = []
+    if settings.crop_padding:
+        steps.append(v2.RandomCrop(size, padding=round(settings.crop_padding * size), padding_mode="reflect"))
+    if settings.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if settings.rotation:
+        steps.append(v2.RandomRotation(settings.rotation, interpolation=v2.InterpolationMode.BILINEAR))
+    if settings.color_jitter:
+        steps.append(v2.ColorJitter(*[settings.color_jitter] * 3))
+    if settings.trivial_augment:
+        steps.append(v2.TrivialAugmentWide())
+    return v2.Compose(steps) if steps else None
+
+
+def augment(images: Tensor, change: nn.Module) -> Tensor:
+    """Apply `change` to each picture of a uint8 [N, H, W, 3] batch by itself, on the batch's device."""
+    pictures = images.permute(0, 3, 1, 2)
+    return torch.stack([change(picture) for picture in pictures]).permute(0, 2, 3, 1)
 
 
 def rescale(images: Tensor, size: int) -> Tensor:

@@ -6,9 +6,8 @@ picture), and an `index.json`, written last, with counts, class names and checks
 give equal bytes.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +16,27 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from image_classifier import files, preprocess
+from image_classifier import files
 from image_classifier.errors import UserError
+from image_classifier.preprocess import Resize
 from image_classifier.runtime import derive_seed
 
 SHARD_SIZE = 1024  # pictures: 79 MB at 160 px
 REMEDY = "run `dvc repro prepare` to make it again"
 
 
-def write(folder: Path, rows: Sequence, class_names: list[str], image_size: int, title: str) -> int:
-    """Decode, resize and write all pictures of a split, using every core.
-
-    Memory holds one shard's worth at a time, and the bytes do not depend on the number of cores:
-    the threads only fill in results, in order.
-
-    Args:
-        rows: slices of it hold `image` (mappings with the file's `bytes`) and `label`.
-        title: what the progress bar calls the split.
-
-    Returns:
-        the number of pictures.
-    """
-
-    def make(image: Mapping[str, bytes]) -> tuple[Tensor, bytes]:
-        picture = preprocess.decode(image["bytes"])
-        return preprocess.resize(picture, image_size), preprocess.digest(picture)
-
-    torch.set_num_threads(1)  # one picture per thread is faster than one picture on all
-    writer = ShardWriter(folder, image_size, SHARD_SIZE)
-    with (
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
-        tqdm(total=len(rows), desc=title, unit=" images", leave=False, disable=None) as bar,
-    ):
-        for start in range(0, len(rows), SHARD_SIZE):
-            part = rows[start : start + SHARD_SIZE]
-            for (picture, digest), label in zip(threads.map(make, part["image"]), part["label"], strict=True):
-                writer.add(picture, label, digest)
-                bar.update()
-    writer.close(class_names, preprocess.description(image_size))
-    return len(rows)
-
-
 class ShardWriter:
     """Streams pictures into shards, holding one shard in memory at a time."""
 
-    def __init__(self, folder: Path, image_size: int, shard_size: int):
-        self.folder = folder
+    def __init__(self, folder: Path, resize: Resize, shard_size: int = SHARD_SIZE):
+        self.folder, self.resize = folder, resize
         folder.mkdir(parents=True)
-        self.images = torch.empty((shard_size, image_size, image_size, 3), dtype=torch.uint8)
+        self.images = torch.empty((shard_size, resize.size, resize.size, 3), dtype=torch.uint8)
         self.labels = torch.empty(shard_size, dtype=torch.int64)
         self.hashes = torch.empty((shard_size, 32), dtype=torch.uint8)
         self.filled = 0
+        self.counts: Counter[int] = Counter()  # pictures of each label
         self.shards: list[dict[str, Any]] = []
 
     def add(self, image: Tensor, label: int, digest: bytes) -> None:
@@ -78,20 +45,32 @@ class ShardWriter:
         self.labels[self.filled] = label
         self.hashes[self.filled] = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
         self.filled += 1
+        self.counts[label] += 1
         if self.filled == len(self.images):
             self._flush()
 
-    def close(self, class_names: list[str], preprocessing: dict[str, Any]) -> None:
-        """Write the last shard and then the index, which makes the folder readable."""
+    def close(self, class_names: list[str], findings: dict[str, list[str]]) -> int:
+        """Write the last shard and then the index, which makes the folder readable.
+
+        Args:
+            findings: what a reader should know about the pictures, such as those left out.
+
+        Returns:
+            the number of pictures.
+        """
         if self.filled:
             self._flush()
+        count = self.counts.total()
         index = {
+            "class_counts": {name: self.counts[label] for label, name in enumerate(class_names)},
             "class_names": class_names,
-            "count": sum(shard["count"] for shard in self.shards),
-            "preprocessing": preprocessing,
+            "count": count,
+            "findings": findings,
+            "preprocessing": {"mode": "RGB", "resize": self.resize.mode, "size": self.resize.size},
             "shards": self.shards,
         }
         files.write_json(self.folder / "index.json", index)
+        return count
 
     def _flush(self) -> None:
         path = self.folder / f"shard-{len(self.shards):05d}.safetensors"
@@ -114,7 +93,7 @@ class ShardReader:
         folder = Path(folder)
         index = files.read_json(folder / "index.json", REMEDY)
         self.class_names: list[str] = index["class_names"]
-        self.image_size: int = index["preprocessing"]["image_size"]
+        self.resize = Resize(index["preprocessing"]["size"], index["preprocessing"]["resize"])
         self.images: list[Tensor] = []
         labels, hashes = [], []
         for shard in index["shards"]:

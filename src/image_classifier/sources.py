@@ -1,27 +1,49 @@
 """Where labelled pictures come from, each source as a `datasets.DatasetDict`.
 
-Every source has the columns `image` (an Image feature: the picture file's bytes) and `label`
-(a ClassLabel with names), whatever they were called before.
+Every source has the columns `image` (an Image feature, not decoded: the file's bytes or path),
+`label` (a ClassLabel with names) and `row` (the number in its split), whatever they were called
+before, and the splits `train` and, where the source has them, `validation` and `test`.
 """
 
 import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import datasets
+import numpy as np
 from PIL import Image
 
 from image_classifier.config import Data
 from image_classifier.errors import UserError
+from image_classifier.runtime import repository
+
+LOCAL = "data/raw/"
+SPLITS = ("train", "validation", "test")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+datasets.disable_progress_bars()
 
 
-def load(data: Data) -> datasets.DatasetDict:
+def load(data: Data, scratch: Path) -> datasets.DatasetDict:
     """Load `data.source`; the pictures stay undecoded.
 
+    Args:
+        scratch: a folder for the tables of local files, which must live as long as the result.
+
     Raises:
-        UserError: the source is none that can be loaded yet.
+        UserError: the source is missing, empty, or not a set of labelled pictures.
     """
-    if data.source != "digits":
-        raise UserError(f"data.source = {data.source} cannot be loaded yet: digits is the only source so far")
-    return _digits()
+    if data.source == "digits":
+        source = _digits()
+    elif data.source.startswith(LOCAL):
+        source = _local(Path(data.source), scratch)
+    else:
+        source = _hub(data)
+    source = _standard(source, data)
+    _check_labels(source, data.source)
+    return source
 
 
 def class_names(dataset: datasets.Dataset) -> list[str]:
@@ -38,18 +60,155 @@ def _digits() -> datasets.DatasetDict:
 
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).round().astype("uint8")  # 17 grey levels to 256
-    features = datasets.Features(
-        {
-            "image": datasets.Image(decode=False),
-            "label": datasets.ClassLabel(names=[str(d) for d in digits.target_names]),
-        }
-    )
-    rows = {"image": [{"bytes": _png(image), "path": None} for image in pixels], "label": digits.target}
-    dataset = datasets.Dataset.from_dict(rows, features=features)
-    return datasets.DatasetDict({"train": dataset})
+    names = [str(digit) for digit in digits.target_names]
+    return datasets.DatasetDict({"train": _table([_png(image) for image in pixels], digits.target, names)})
 
 
-def _png(pixels) -> bytes:
+def _png(pixels: np.ndarray) -> dict[str, bytes | None]:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _table(images: list, labels: list | np.ndarray, names: list[str]) -> datasets.Dataset:
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+
+def _local(folder: Path, scratch: Path) -> datasets.DatasetDict:
+    """Parquet in the layout `datasets` reads, or pictures in one sub-folder per class."""
+    if ".." in folder.parts:
+        raise UserError(f"data.source = {folder} leaves {LOCAL}: name a folder inside it")
+    if not folder.is_dir():
+        if repository().resolve() != Path.cwd() and (repository() / folder).is_dir():
+            raise UserError(
+                f"data.source = {folder} is in the workspace but this run, in a folder of its own, cannot see it: "
+                f"put it under DVC first: `dvc add {folder}`, then commit {folder}.dvc"
+            )
+        raise UserError(f"data.source = {folder}: there is no such folder")
+    if any(folder.rglob("*.parquet")):
+        return _loaded(str(folder), f"data.source = {folder}", cache_dir=str(scratch))
+    present = sorted(entry.name for entry in _visible(folder))
+    if not present:
+        raise UserError(f"data.source = {folder} is empty: it must hold parquet files, or one sub-folder per class")
+    # Split folders are told from classes that happen to be called "test" by holding folders themselves.
+    splits = {
+        name: folder / name for name in present if name in SPLITS and any(map(Path.is_dir, _visible(folder / name)))
+    }
+    if splits and len(splits) < len(present):
+        odd = next(name for name in present if name not in splits)
+        raise UserError(f"{folder} holds the splits {', '.join(splits)} and also {odd}: remove it or rename it")
+    splits = splits or {"train": folder}
+    names = sorted({entry.name for root in splits.values() for entry in _visible(root)})
+    return datasets.DatasetDict({name: _class_folders(root, names) for name, root in splits.items()})
+
+
+def _class_folders(root: Path, names: list[str]) -> datasets.Dataset:
+    images, labels = [], []
+    for folder in _visible(root):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file among the folders of the classes: remove it, or sort it into a class")
+        for path in _visible(folder):
+            if path.is_dir():
+                raise UserError(f"{path} is a folder inside a class: {root} must hold one folder per class, no deeper")
+            images.append({"bytes": None, "path": str(path)})
+            labels.append(names.index(folder.name))
+    return _table(images, labels, names)
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """What a folder holds, sorted, without hidden files such as .gitignore."""
+    return (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
+
+
+def _hub(data: Data) -> datasets.DatasetDict:
+    what = f"data.source = {data.source}"
+    if data.revision is None or not COMMIT.fullmatch(data.revision):
+        raise UserError(
+            f"{what} needs data.revision, the commit of the dataset (40 hex digits, from the Hub's list of commits), "
+            f"not {data.revision}; a local folder begins with {LOCAL}"
+        )
+    fetch = f"hf download --repo-type dataset {data.source} --revision {data.revision} --local-dir {LOCAL}NAME"
+    remedy = f"; without the hub, run `{fetch}` where it can be reached and set data.source={LOCAL}NAME here"
+    return _loaded(data.source, f"{what} at {data.revision}", remedy, revision=data.revision)
+
+
+def _loaded(path: str, what: str, remedy: str = "", **options) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(path, **options)
+    except Exception as error:  # of many libraries: files, parquet, HTTP
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise UserError(f"{what} cannot be loaded: {reason}{remedy}") from None
+
+
+def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
+    """The same pictures under the standard names of columns and splits."""
+    if "train" not in source:
+        raise UserError(f"data.source = {data.source} has no train split, only {', '.join(source)}")
+    features = source["train"].features
+    for name, split in source.items():
+        if name in SPLITS and split.features != features:
+            raise UserError(f"data.source = {data.source}: {name} and train differ in columns or class names")
+    image = _column(data.image_column, "data.image_column", datasets.Image, features)
+    label = _column(data.label_column, "data.label_column", datasets.ClassLabel, features)
+    source = datasets.DatasetDict({name: source[name] for name in SPLITS if name in source})
+    source = source.select_columns([image, label]).rename_columns({image: "image", label: "label"})
+    source = source.cast_column("image", datasets.Image(decode=False))
+    if not isinstance(source["train"].features["label"], datasets.ClassLabel):
+        source = _named(source)
+    return datasets.DatasetDict({name: s.add_column("row", np.arange(len(s))) for name, s in source.items()})
+
+
+def _column(chosen: str | None, key: str, kind: type, features: datasets.Features) -> str:
+    if chosen is not None:
+        if chosen not in features:
+            raise UserError(f"{key} = {chosen} is no column of the source: it has {', '.join(features)}")
+        return chosen
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        raise UserError(
+            f"the source has {len(found)} columns of type {kind.__name__}: set {key} to one of {', '.join(features)}"
+        )
+    return found[0]
+
+
+def _named(source: datasets.DatasetDict) -> datasets.DatasetDict:
+    """Turn a column of plain values into class labels, in sorted order."""
+    names = sorted({value for split in source.values() for value in split.unique("label")})
+    feature = datasets.ClassLabel(names=[str(name) for name in names])
+    numbers = {name: number for number, name in enumerate(names)}
+    return source.map(
+        lambda rows: {"label": [numbers[value] for value in rows["label"]]},
+        batched=True,
+        features=datasets.Features({**source["train"].features, "label": feature}),
+    )
+
+
+def _check_labels(source: datasets.DatasetDict, what: str) -> None:
+    names = class_names(source["train"])
+    used = {}
+    for split, rows in source.items():
+        labels = np.asarray(rows["label"])
+        if len(labels) == 0:
+            raise UserError(f"data.source = {what}: {split} holds no pictures")
+        outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+        if len(outside):
+            raise UserError(
+                f"data.source = {what}: row {outside[0]} of {split} has label {labels[outside[0]]}, "
+                f"outside the {len(names)} class names"
+            )
+        used[split] = {names[label] for label in np.unique(labels)}
+        if used[split] != used["train"]:
+            odd = sorted(used[split] ^ used["train"])
+            raise UserError(f"data.source = {what}: the classes of {split} and train differ: {', '.join(odd[:5])}")
+    if unused := sorted(set(names) - used["train"]):
+        raise UserError(f"data.source = {what}: no picture of the class {', '.join(unused[:5])}")
+    if len(names) < 2:
+        raise UserError(f"data.source = {what} has one class, {names[0]}: a classifier needs two or more")
+
+
+def location(image: dict, split: str, row: int) -> str:
+    """How to name a picture to a person: its file below the working folder, or its row."""
+    path = image["path"]
+    return os.path.relpath(path) if path and image["bytes"] is None else f"row {row} of {split}"

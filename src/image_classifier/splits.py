@@ -1,4 +1,4 @@
-"""Seeded, stratified train, val and test: val is carved from train, test stands apart."""
+"""Seeded, stratified train, val and test that share no picture."""
 
 from collections import Counter
 
@@ -11,20 +11,27 @@ from image_classifier.errors import UserError
 
 
 def split(source: datasets.DatasetDict, data: Data, seed: int) -> dict[str, datasets.Dataset]:
-    """Return the datasets `train`, `val` and `test`.
+    """Return the datasets `test`, `val` and `train`, in this order.
 
     Raises:
-        UserError: there is no test split and none may be carved, or a class is too small to share.
+        UserError: a split is missing and none may be carved, or a class is too small to share.
     """
     train, test = source["train"], source.get("test")
     if test is None:
         if data.test_fraction is None:
             raise UserError(f"data.source = {data.source} has no test split: set data.test_fraction to carve one")
         train, test = _carve(train, data.test_fraction, seed, "data.test_fraction")
-    train, val = _carve(train, data.val_fraction, seed, "data.val_fraction")
+    if data.val_from == "validation":
+        if "validation" not in source:
+            raise UserError(f"data.val_from = validation, but data.source = {data.source} has no validation split")
+        val = source["validation"]
+    elif data.val_from == "test":
+        test, val = _carve(test, data.val_fraction, seed, "data.val_fraction")
+    else:
+        train, val = _carve(train, data.val_fraction, seed, "data.val_fraction")
     if data.subset_size is not None:
         train = train.select(_balanced(np.asarray(train["label"]), data.subset_size, seed))
-    return {"train": train, "val": val, "test": test}
+    return {"test": test, "val": val, "train": train}
 
 
 def _carve(
@@ -61,3 +68,49 @@ def _balanced(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
             f"data.subset_size = {size} cannot be class-balanced: the smallest class has {counts.min()} pictures"
         )
     return np.sort(chosen)
+
+
+class Screen:
+    """Decides which pictures may enter a split, and keeps what it found for one report at the end.
+
+    Splits pass in the order test, val, train, so that a picture found in two of them leaves the
+    training side and test stays whole.
+    """
+
+    def __init__(self, data: Data):
+        self.data = data
+        self.seen: dict[bytes, str] = {}  # SHA-256 of the pixels -> the split they came in with
+        self.unreadable: dict[str, list[str]] = {}  # split -> where and why
+        self.duplicates: dict[str, list[str]] = {}  # split -> where, and in which split before
+
+    def admit(self, split: str, where: str, digest: bytes) -> bool:
+        """Whether the picture found at `where`, with these pixels, belongs in `split`."""
+        first = self.seen.setdefault(digest, split)
+        if first == split:
+            return True
+        self.duplicates.setdefault(split, []).append(f"{where}: also in {first}")
+        return self.data.on_duplicate == "count"
+
+    def reject(self, split: str, where: str, reason: str) -> None:
+        """Record a picture that cannot be decoded."""
+        self.unreadable.setdefault(split, []).append(f"{where}: {reason}")
+
+    def findings(self, split: str) -> dict[str, list[str]]:
+        """What was found in a split, for its index."""
+        return {"duplicates": self.duplicates.get(split, []), "unreadable": self.unreadable.get(split, [])}
+
+    def conclude(self) -> None:
+        """Say what was found.
+
+        Raises:
+            UserError: there are findings which the settings do not allow.
+        """
+        for key, setting, found, what, ways in (
+            ("data.on_unreadable", self.data.on_unreadable, self.unreadable, "cannot be read", "remove them, or skip"),
+            ("data.on_duplicate", self.data.on_duplicate, self.duplicates, "stand in two splits", "drop or count"),
+        ):
+            listed = [line for lines in found.values() for line in lines]
+            if listed and setting == "fail":
+                raise UserError(f"{len(listed)} pictures {what} ({key} = fail; {ways}): " + "; ".join(listed))
+            if listed:
+                print(f"prepare: {len(listed)} pictures {what} ({key} = {setting}); listed in each index.json")

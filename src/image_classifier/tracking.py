@@ -186,22 +186,21 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
 
 def _params(config: Config, num_classes: int) -> dict[str, Any]:
     """Every key of params.yaml, and the published recipe's five under the names it gave them."""
-    sections = config.model_dump()
-    flat = {
-        f"{section}.{key}": value
-        for section, values in sections.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
     return {
-        **{key: value for key, value in sections.items() if not isinstance(value, dict)},
-        **flat,
+        **_flat(config.model_dump()),
         "model_name": config.model.name,
         "batch_size": config.training.batch_size,
         "learning_rate": config.training.learning_rate,
         "num_epochs": config.training.num_epochs,
         "num_classes": num_classes,
     }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 class _Attempt:

@@ -1,0 +1,193 @@
+"""Every kind of classifier, from scratch and from a local folder as the hub serves it."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MODEL
+from transformers import AutoConfig, AutoModelForImageClassification, MobileViTImageProcessor
+
+from image_classifier import config, engine, models
+from image_classifier.config import Model
+from image_classifier.errors import UserError
+
+CLASSES = ["cat", "dog", "fish"]
+TINY = {
+    "mobilevit": json.loads(TINY_MODEL),
+    "vit": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "patch_size": 16,
+        "image_size": 64,
+    },
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [1, 1, 1], "layer_type": "basic"},
+    "efficientnet": {
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.25,
+        "hidden_dim": 320,
+        "image_size": 64,
+        "dropout_rate": 0.0,
+    },
+}
+
+
+def settings(name: str | Path, **changes) -> Model:
+    values = {"revision": None, "pretrained": False, "freeze_backbone": False, "unfreeze_blocks": 0}
+    return Model(name=str(name), **values | changes)
+
+
+def folder(path: Path, kind: str, num_labels: int = 1000, weights: str | None = None) -> Path:
+    """A model as the hub serves it, with a head of its own classes; `weights` names the file's format."""
+    tiny = AutoConfig.for_model(**{**TINY[kind], "model_type": kind, "num_labels": num_labels})
+    torch.manual_seed(1)
+    network = AutoModelForImageClassification.from_config(tiny)
+    path.mkdir(parents=True, exist_ok=True)
+    if weights == "safetensors":
+        network.save_pretrained(path)
+    else:
+        tiny.save_pretrained(path)
+    if weights == "bin":
+        torch.save(network.state_dict(), path / "pytorch_model.bin")
+    return path
+
+
+def build(model: Model, image_size: int = 64):
+    return models.build(model, CLASSES, image_size, seed=0)
+
+
+def refused(model: Model, image_size: int = 64) -> str:
+    with pytest.raises(UserError) as error:
+        build(model, image_size)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_from_scratch(tmp_path, kind):
+    network = build(settings(folder(tmp_path, kind)))
+    assert models.class_names(network.config) == CLASSES
+    assert network.eval()(pixel_values=torch.randn(2, 3, 64, 64)).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize("weights", ["bin", "safetensors"])
+@pytest.mark.parametrize("kind", TINY)
+def test_pretrained_weights_are_taken_and_the_head_is_ours(tmp_path, kind, weights):
+    path = folder(tmp_path, kind, weights=weights)
+    network, again = build(settings(path, pretrained=True)), build(settings(path, pretrained=True))
+    original = AutoModelForImageClassification.from_pretrained(path)
+    theirs = original.base_model.state_dict()
+    for name, tensor in network.base_model.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+    head = [name for name, _ in network.named_parameters() if not name.startswith(network.base_model_prefix)]
+    assert head
+    for name in head:
+        parameter = network.get_parameter(name)
+        assert parameter.shape[0] == len(CLASSES) and parameter.isfinite().all() and parameter.std() < 1
+        assert torch.equal(parameter, again.get_parameter(name)), "seeded"
+    assert network.get_parameter(head[0]).std() > 0
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("mobilevit", 5), ("vit", 3), ("resnet", 3)])
+def test_freezing_all_but_the_last_blocks(tmp_path, kind, blocks):
+    path = folder(tmp_path, kind, weights="safetensors")
+    counts = []
+    for last in (0, 1, blocks):
+        network = build(settings(path, pretrained=True, freeze_backbone=True, unfreeze_blocks=last))
+        counts.append(sum(parameter.requires_grad for parameter in network.base_model.parameters()))
+        assert all(
+            p.requires_grad for n, p in network.named_parameters() if not n.startswith(network.base_model_prefix)
+        )
+    assert counts[0] == 0 < counts[1] < counts[2] < len(list(network.base_model.parameters()))
+    message = refused(settings(path, pretrained=True, freeze_backbone=True, unfreeze_blocks=99))
+    assert f"model.unfreeze_blocks = 99, but the backbone has {blocks} blocks" in message
+
+
+def test_no_decay_for_norms_and_biases(tmp_path):
+    network = build(settings(folder(tmp_path, "resnet")))
+    training = config.load().training.model_copy(update={"weight_decay": 0.1, "decay_norms_and_biases": False})
+    groups = engine.build_optimizer(network, training).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {decay[id(p)] for n, p in network.named_parameters() if n.endswith("bias") or p.ndim == 1} == {0.0}
+    assert {decay[id(p)] for p in network.parameters() if p.ndim > 1} == {0.1}
+
+
+def test_position_embeddings_tie_vit_to_its_size(tmp_path):
+    path = folder(tmp_path, "vit", weights="safetensors")
+    assert "takes pictures of 64 px: set data.image_size to that, not 96" in refused(
+        settings(path, pretrained=True), 96
+    )
+    network = build(settings(path), 96)  # from scratch any size will do, and smaller ones in the schedule
+    small = network(pixel_values=torch.randn(1, 3, 64, 64), **models.forward_options(network, 64)).logits
+    assert small.shape == (1, 3)
+
+
+def test_the_checkpoints_own_normalization(tmp_path):
+    path = folder(tmp_path, "mobilevit", weights="bin")
+    with pytest.raises(UserError, match="has no preprocessor_config.json to follow"):
+        models.normalization("checkpoint", settings(path))
+    MobileViTImageProcessor().save_pretrained(path)
+    normalize = models.normalization("checkpoint", settings(path))
+    assert normalize.to_bgr and normalize.mean == (0, 0, 0) and normalize.std == (1, 1, 1)
+
+
+def test_bad_models_are_refused_in_one_line(tmp_path):
+    assert "needs model.revision, the commit of the model" in refused(
+        settings("apple/mobilevit-small", pretrained=True)
+    )
+    message = refused(settings("apple/mobilevit-small", pretrained=True, revision="0" * 40))
+    assert "`hf download apple/mobilevit-small --revision 0000" in message
+    assert "cannot be loaded" in refused(settings(tmp_path / "nothing", pretrained=True, revision="0" * 40))
+    assert "cannot be loaded" in refused(settings(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "cannot be loaded" in refused(settings(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be loaded" in refused(settings(tmp_path))
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    folder(tmp_path / "resnet", "resnet", weights="bin")
+    path = folder(tmp_path / "mobilevit", "mobilevit")
+    (tmp_path / "resnet/pytorch_model.bin").rename(path / "pytorch_model.bin")
+    assert "its weights are of another architecture than its config.json" in refused(settings(path, pretrained=True))
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+def test_damaged_weights_are_refused(tmp_path, file):
+    path = folder(tmp_path, "mobilevit", weights="bin" if file.endswith("bin") else "safetensors")
+    data = (path / file).read_bytes()
+    (path / file).write_bytes(data[: len(data) // 2])
+    assert "cannot be loaded" in refused(settings(path, pretrained=True))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    path = folder(tmp_path, "mobilevit", weights="bin")
+    weights = torch.load(path / "pytorch_model.bin", weights_only=True)
+    next(iter(weights.values())).fill_(float("nan"))
+    torch.save(weights, path / "pytorch_model.bin")
+    assert "weights that are not finite" in refused(settings(path, pretrained=True))
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_a_malicious_pickle_is_never_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = folder(tmp_path / "model", "mobilevit")
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Malicious()}))
+    assert "cannot be loaded" in refused(settings(path, pretrained=True))
+    torch.save({"weight": Malicious()}, path / "pytorch_model.bin")
+    assert "cannot be loaded" in refused(settings(path, pretrained=True))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_repository_with_code_of_its_own_is_refused(tmp_path):
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    auto = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto}))
+    assert "cannot be loaded" in refused(settings(tmp_path))

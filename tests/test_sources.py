@@ -1,0 +1,278 @@
+"""Each kind of source through the real prepare stage's parts, with no network."""
+
+import json
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import command, edit_params
+from PIL import Image
+from test_preprocess import encoded
+
+from image_classifier import config, files, sources
+from image_classifier.errors import UserError
+from stages import prepare
+
+NAMES = ["cat", "dog"]
+
+
+@pytest.fixture
+def workspace(project_folder: Path, monkeypatch) -> Path:
+    """An empty working folder with params for two classes of tiny pictures."""
+    monkeypatch.chdir(project_folder)
+    return project_folder
+
+
+@pytest.fixture
+def project_folder(tmp_path) -> Path:
+    (tmp_path / "data/raw").mkdir(parents=True)
+    (tmp_path / "params.yaml").write_text((Path(config.__file__).parents[2] / "params.yaml").read_text())
+    data = {"source": "data/raw/pets", "image_size": 32, "val_fraction": 0.25}
+    edit_params(tmp_path, {"data": data, "training": {"resolution_schedule": None}})
+    return tmp_path
+
+
+def picture(number: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def pets(count: int, first: int = 0) -> dict[str, list]:
+    images = [{"bytes": encoded(picture(first + number)), "path": None} for number in range(count)]
+    return {"img": images, "label": [number % 2 for number in range(count)]}
+
+
+def parquet(folder: Path, **splits: dict[str, list]) -> None:
+    """What a dataset repository on the hub holds: data files, their features in the metadata."""
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    (folder / "plain_text").mkdir(parents=True)
+    for split, rows in splits.items():
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(folder / f"plain_text/{split}-00000-of-00001.parquet")
+
+
+def class_folders(folder: Path, count: int, first: int = 0, names=NAMES) -> None:
+    for number in range(count):
+        path = folder / names[number % len(names)] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(first + number).save(path)
+
+
+def prepared(split: str) -> dict:
+    return json.loads(Path(f"data/shards/{split}/index.json").read_text())
+
+
+def refused() -> str:
+    with pytest.raises(UserError) as error:
+        prepare.main()
+    assert not Path("data/shards").exists() or not any(Path("data/shards").iterdir())
+    assert not Path("data/.source").exists()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_digits_are_real_and_complete(tmp_path):
+    data = config.load().data
+    digits = sources.load(data, tmp_path)["train"]
+    assert len(digits) == 1797
+    assert sources.class_names(digits) == list("0123456789")
+
+
+def test_parquet_as_the_hub_serves_it(workspace):
+    parquet(workspace / "data/raw/pets", train=pets(40), test=pets(10, first=100))
+    prepare.main()
+    assert {split: prepared(split)["count"] for split in ("train", "val", "test")} == {
+        "train": 30,
+        "val": 10,
+        "test": 10,
+    }
+    assert prepared("train")["class_names"] == NAMES
+    assert prepared("test")["class_counts"] == {"cat": 5, "dog": 5}
+
+
+def test_a_changed_file_is_seen_even_with_its_old_time(workspace):
+    folder = workspace / "data/raw/pets"
+    parquet(folder, train=pets(40), test=pets(10, first=100))
+    prepare.main()
+    before = files.sha256("data/shards/train/index.json")
+    (old,) = folder.rglob("train-*.parquet")
+    time = old.stat()
+    command(workspace, "rm", "-r", str(folder))
+    parquet(folder, train=pets(40, first=500), test=pets(10, first=100))
+    os.utime(old, ns=(time.st_atime_ns, time.st_mtime_ns))
+    prepare.main()
+    assert files.sha256("data/shards/train/index.json") != before
+
+
+@pytest.mark.parametrize("layout", ["flat", "split"])
+def test_one_folder_per_class(workspace, layout):
+    folder = workspace / "data/raw/pets"
+    if layout == "flat":
+        class_folders(folder, 40)
+    else:
+        class_folders(folder / "train", 32)
+        class_folders(folder / "test", 8, first=100)
+    prepare.main()
+    counts = {split: prepared(split)["class_counts"] for split in ("train", "val", "test")}
+    assert counts == {
+        "train": {"cat": 12, "dog": 12},
+        "val": {"cat": 4, "dog": 4},
+        "test": {"cat": 4, "dog": 4},
+    }
+
+
+def test_classes_called_train_and_test_are_classes(workspace):
+    class_folders(workspace / "data/raw/pets", 40, names=["test", "train"])
+    prepare.main()
+    assert prepared("train")["class_names"] == ["test", "train"]
+
+
+def test_plain_values_as_labels(workspace):
+    rows = pets(40)
+    table = {"picture": rows["img"], "kind": [NAMES[label] for label in rows["label"]], "weight": rows["label"]}
+    features = {"picture": datasets.Image(), "kind": datasets.Value("string"), "weight": datasets.Value("int64")}
+    (workspace / "data/raw/pets").mkdir()
+    datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet("data/raw/pets/train.parquet")
+    assert "0 columns of type ClassLabel: set data.label_column to one of picture, kind, weight" in refused()
+    edit_params(workspace, {"data": {"label_column": "kind"}})
+    prepare.main()
+    assert prepared("train")["class_counts"] == {"cat": 12, "dog": 12}
+
+
+def test_unreadable_files_are_all_named_or_left_out(workspace):
+    folder = workspace / "data/raw/pets"
+    class_folders(folder, 40)
+    (folder / "cat/notes.txt").write_text("no picture")
+    (folder / "dog/broken.png").write_bytes(encoded(picture(0))[:60])
+    message = refused()
+    assert message.startswith("2 pictures cannot be read (data.on_unreadable = fail; remove them, or skip): ")
+    assert "data/raw/pets/cat/notes.txt: not a picture" in message and "data/raw/pets/dog/broken.png: " in message
+    edit_params(workspace, {"data": {"on_unreadable": "skip"}})
+    prepare.main()
+    left_out = [line for split in ("train", "val", "test") for line in prepared(split)["findings"]["unreadable"]]
+    assert sorted(line.split(":")[0] for line in left_out) == [
+        "data/raw/pets/cat/notes.txt",
+        "data/raw/pets/dog/broken.png",
+    ]
+    assert sum(prepared(split)["count"] for split in ("train", "val", "test")) == 40
+
+
+def test_duplicates_across_splits_are_found_by_their_pixels(workspace):
+    folder = workspace / "data/raw/pets"
+    class_folders(folder / "train", 32)
+    class_folders(folder / "test", 8, first=100)
+    picture(1).save(folder / "test/dog/copy.tiff")  # the same pixels in another format
+    (folder / "test/cat/odd.png").write_bytes(encoded(picture(999)))
+    assert "1 pictures stand in two splits (data.on_duplicate = fail; drop or count): data/raw/pets/train/" in refused()
+    edit_params(workspace, {"data": {"on_duplicate": "drop"}})
+    prepare.main()
+    assert prepared("train")["count"] + prepared("val")["count"] == 31
+    assert prepared("test")["count"] == 10
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_cores(workspace, monkeypatch):
+    class_folders(workspace / "data/raw/pets", 40)
+    prepare.main()
+    before = {path: files.sha256(path) for path in Path("data/shards").rglob("*") if path.is_file()}
+    monkeypatch.setattr("image_classifier.preparation.os.sched_getaffinity", lambda _: {0})
+    prepare.main()
+    assert before == {path: files.sha256(path) for path in before}
+
+
+def test_a_hub_dataset_needs_a_commit(workspace):
+    edit_params(workspace, {"data": {"source": "uoft-cs/cifar10", "revision": "main"}})
+    assert "data.source = uoft-cs/cifar10 needs data.revision, the commit of the dataset" in refused()
+
+
+def test_without_the_hub_one_line_says_how_to_fetch(workspace):
+    commit = "0b2714987fa478483af9968de7c934580d0bb9a2"
+    edit_params(workspace, {"data": {"source": "uoft-cs/cifar10", "revision": commit}})
+    message = refused()
+    assert f"data.source = uoft-cs/cifar10 at {commit} cannot be loaded" in message
+    assert f"`hf download --repo-type dataset uoft-cs/cifar10 --revision {commit} --local-dir data/raw/NAME`" in message
+
+
+def test_a_temp_run_is_told_to_use_dvc_add(workspace, tmp_path, monkeypatch):
+    class_folders(tmp_path / "real/data/raw/pets", 4)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "real"))
+    assert "put it under DVC first: `dvc add data/raw/pets`" in refused()
+
+
+def rows_with_label(label: int) -> dict[str, list]:
+    rows = pets(40)
+    rows["label"][7] = label
+    return rows
+
+
+def empty(folder: Path) -> None:
+    folder.mkdir()
+
+
+def stray(folder: Path) -> None:
+    class_folders(folder, 40)
+    (folder / "readme.txt").write_text("hello")
+
+
+def beside_splits(folder: Path) -> None:
+    class_folders(folder / "train", 40)
+    class_folders(folder / "extra", 2)
+
+
+def nested(folder: Path) -> None:
+    class_folders(folder, 40)
+    (folder / "cat/more").mkdir()
+
+
+def lonely(folder: Path) -> None:
+    class_folders(folder, 40)
+    (folder / "fish").mkdir()
+    picture(50).save(folder / "fish/one.png")
+
+
+def other_classes(folder: Path) -> None:
+    class_folders(folder / "train", 40)
+    class_folders(folder / "test", 8, first=100, names=["cat", "wolf"])
+
+
+def empty_class(folder: Path) -> None:
+    class_folders(folder, 40)
+    (folder / "fish").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "expected"),
+    [
+        (lambda folder: None, {}, "data.source = data/raw/pets: there is no such folder"),
+        (empty, {}, "data.source = data/raw/pets is empty"),
+        (stray, {}, "data/raw/pets/readme.txt is a file among the folders of the classes"),
+        (beside_splits, {}, "data/raw/pets holds the splits train and also extra"),
+        (nested, {}, "data/raw/pets/cat/more is a folder inside a class"),
+        (lonely, {}, "the smallest class, 'fish', has 1"),
+        (other_classes, {}, "the classes of test and train differ: dog, wolf"),
+        (empty_class, {}, "no picture of the class fish"),
+        (lambda folder: class_folders(folder, 9, names=["cat"]), {}, "has one class, cat"),
+        (lambda folder: parquet(folder, train=rows_with_label(-1)), {}, "row 7 of train has label -1, outside the 2"),
+        (lambda folder: parquet(folder, test=pets(40)), {}, "has no train split, only test"),
+        (lambda folder: parquet(folder, train=pets(40)), {"test_fraction": None}, "has no test split: set data.test"),
+        (
+            lambda folder: parquet(folder, train=pets(40)),
+            {"subset_size": 99},
+            "data.subset_size = 99, but the training",
+        ),
+        (lambda folder: parquet(folder, train=pets(40)), {"image_column": "x"}, "data.image_column = x is no column"),
+        (lambda folder: parquet(folder, train=pets(40)), {"val_from": "validation"}, "has no validation split"),
+        (lambda folder: None, {"source": "data/raw/../pets"}, "leaves data/raw/"),
+    ],
+)
+def test_bad_sources_are_refused_in_one_line_and_nothing_is_written(workspace, make, data, expected):
+    make(workspace / "data/raw/pets")
+    edit_params(workspace, {"data": data})
+    assert expected in refused()
+
+
+def test_a_damaged_parquet_file_is_refused(workspace):
+    parquet(workspace / "data/raw/pets", train=pets(40))
+    (path,) = (workspace / "data/raw/pets").rglob("*.parquet")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "data.source = data/raw/pets cannot be loaded: " in refused()
