@@ -24,11 +24,9 @@ COMMON = {
         "resolution_schedule": None,
         "batch_size": 32,
         "fast_mode": False,
-        "optimizer": "adamw",
-        "learning_rate": 0.001,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
         "scheduler": "one_cycle",
-        "warmup_fraction": 0.1,
-        "batch_norm_images": None,
     },
 }
 FIRST = {"data": {"source": "data/raw/first", "subset_size": 10_000}, "training": {"num_epochs": 5}}

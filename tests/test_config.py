@@ -80,8 +80,9 @@ def test_a_recipe_is_written_into_params_and_keeps_the_comments(params, recipe):
     written, wanted = config.load(params).model_dump(), YAML(typ="safe").load(ROOT / f"recipes/{recipe}.yaml")
     for section, values in wanted.items():
         assert {key: written[section][key] for key in values} == values
-    comments = [line.split("#")[1] for line in (ROOT / "params.yaml").read_text().splitlines() if "#" in line]
-    assert comments == [line.split("#")[1] for line in params.read_text().splitlines() if "#" in line]
+    before, after = (ROOT / "params.yaml").read_text().splitlines(), params.read_text().splitlines()
+    assert [line.split("#")[1:] for line in before] == [line.split("#")[1:] for line in after]
+    assert sum(old != new for old, new in zip(before, after, strict=True)) == len(changed)
     assert config.apply_recipe(recipe, params, ROOT / "recipes") == []
 
 

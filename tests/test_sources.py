@@ -276,3 +276,17 @@ def test_a_damaged_parquet_file_is_refused(workspace):
     (path,) = (workspace / "data/raw/pets").rglob("*.parquet")
     path.write_bytes(path.read_bytes()[:-100])
     assert "data.source = data/raw/pets cannot be loaded: " in refused()
+
+
+@pytest.mark.full
+def test_own_pictures_under_dvc_reach_an_experiment_in_its_own_folder(project):
+    class_folders(project / "data/raw/pets", 120)
+    missing = command(project, "dvc", "exp", "run", "--temp", "-S", "data.source=data/raw/pets", ok=False)
+    assert "put it under DVC first: `dvc add data/raw/pets`" in missing.stdout + missing.stderr
+    command(project, "dvc", "add", "data/raw/pets")
+    command(project, "git", "add", "-A")
+    command(project, "git", "commit", "-qm", "pets")
+    changes = ("-S", "data.source=data/raw/pets", "-S", "data.subset_size=null", "-S", "training.num_epochs=1")
+    command(project, "dvc", "exp", "run", "--temp", "-n", "pets", *changes)
+    shown = json.loads(command(project, "dvc", "metrics", "diff", "HEAD", "pets", "--json").stdout)
+    assert shown["metrics/evaluate/metrics.json"]["num_classes"]["new"] == 2

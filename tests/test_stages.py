@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import command
+from conftest import ROOT, command, edit_params
 from safetensors.torch import load_file
 
 from image_classifier import config, engine, models, precision, preprocess, sources
 from image_classifier.errors import UserError
 from image_classifier.files import sha256
 from image_classifier.preprocess import Normalize, Resize
+from image_classifier.report import write_report
 from image_classifier.shards import ShardReader
 from stages import evaluate, export, prepare, train
 
@@ -115,6 +116,18 @@ def test_the_report_holds_the_figures_of_the_metrics_files(trained):
     assert f"| accuracy | {' | '.join(row)} | {best['train_accuracy'] - test['accuracy']:.4f} |" in report
     assert all(f"| {epoch} | {loss:.4f} |" in report for epoch, loss in enumerate(series(trained, "train_loss"), 1))
     assert "published" not in report  # another recipe
+
+
+def test_the_published_recipe_is_reported_beside_the_published_figures(project, tmp_path):
+    config.apply_recipe("cifar10", folder=ROOT / "recipes")
+    for source in ("uoft-cs/cifar10", "data/raw/cifar10"):
+        edit_params(project, {"data": {"source": source}})
+        write_report(tmp_path / "report.md", config.load(), project / "metrics/train", project / "metrics/evaluate")
+        text = (tmp_path / "report.md").read_text()
+        test = read(project / "metrics/evaluate/metrics.json")
+        assert "| train | val | test | train - test | test, published |" in text
+        assert f"| {test['f1_score']:.4f} |  | 0.9019 |" in text
+        assert "1,000 pictures, not the 5,000" in text
 
 
 def test_onnx_bytes_do_not_depend_on_the_folder(project, trained):

@@ -165,8 +165,9 @@ def apply_recipe(name: str, path: str | Path = "params.yaml", folder: str | Path
     load(path)  # says what is wrong before anything is changed
     yaml = YAML()
     yaml.width = 10_000  # a comment is not to be wrapped
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     values, changed = yaml.load(path), []
-    _update(values, YAML(typ="safe", pure=True).load(recipe), "", changed)
+    _update(values, yaml.load(recipe), "", changed)
     with files.atomic(path) as unfinished:
         yaml.dump(values, unfinished)
         load(unfinished)
