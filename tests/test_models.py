@@ -91,6 +91,13 @@ def test_pretrained_weights_are_taken_and_the_head_is_ours(tmp_path, kind, weigh
     assert network.get_parameter(head[0]).std() > 0
 
 
+def test_a_head_for_as_many_other_classes_is_not_kept(tmp_path):
+    path = folder(tmp_path, "mobilevit", num_labels=len(CLASSES), weights="safetensors")
+    ours, theirs = build(settings(path, pretrained=True)), AutoModelForImageClassification.from_pretrained(path)
+    assert ours.classifier.weight.shape == theirs.classifier.weight.shape
+    assert not torch.equal(ours.classifier.weight, theirs.classifier.weight)
+
+
 @pytest.mark.parametrize(("kind", "blocks"), [("mobilevit", 5), ("vit", 3), ("resnet", 3)])
 def test_freezing_all_but_the_last_blocks(tmp_path, kind, blocks):
     path = folder(tmp_path, kind, weights="safetensors")
@@ -127,11 +134,17 @@ def test_position_embeddings_tie_vit_to_its_size(tmp_path):
 
 def test_the_checkpoints_own_normalization(tmp_path):
     path = folder(tmp_path, "mobilevit", weights="bin")
-    with pytest.raises(UserError, match="has no preprocessor_config.json to follow"):
+    with pytest.raises(UserError, match="has no preprocessor_config.json that can be"):
         models.normalization("checkpoint", settings(path))
     MobileViTImageProcessor().save_pretrained(path)
     normalize = models.normalization("checkpoint", settings(path))
     assert normalize.to_bgr and normalize.mean == (0, 0, 0) and normalize.std == (1, 1, 1)
+    # As older files say it: what is not there is the class's own default.
+    (path / "preprocessor_config.json").write_text('{"feature_extractor_type": "MobileViTFeatureExtractor"}')
+    assert models.normalization("checkpoint", settings(path)).to_bgr
+    (path / "preprocessor_config.json").write_text('{"image_processor_type": "EfficientNetImageProcessor"}')
+    with pytest.raises(UserError, match="divides by the deviation twice"):
+        models.normalization("checkpoint", settings(path))
 
 
 def test_bad_models_are_refused_in_one_line(tmp_path):
@@ -143,6 +156,8 @@ def test_bad_models_are_refused_in_one_line(tmp_path):
     assert "cannot be loaded" in refused(settings(tmp_path / "nothing", pretrained=True, revision="0" * 40))
     assert "cannot be loaded" in refused(settings(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "cannot be loaded" in refused(settings(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "mobilevit", "hidden_sizes": "many"}')
     assert "cannot be loaded" in refused(settings(tmp_path))
     (tmp_path / "config.json").write_text("{")
     assert "cannot be loaded" in refused(settings(tmp_path))
@@ -159,8 +174,9 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
 def test_damaged_weights_are_refused(tmp_path, file):
     path = folder(tmp_path, "mobilevit", weights="bin" if file.endswith("bin") else "safetensors")
     data = (path / file).read_bytes()
-    (path / file).write_bytes(data[: len(data) // 2])
-    assert "cannot be loaded" in refused(settings(path, pretrained=True))
+    for damaged in (data[: len(data) // 2], b""):
+        (path / file).write_bytes(damaged)
+        assert "cannot be loaded" in refused(settings(path, pretrained=True))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):

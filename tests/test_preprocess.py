@@ -32,8 +32,10 @@ def test_every_mode_becomes_rgb(mode):
 
 def test_16_bit_grey_is_scaled_not_clipped():
     values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    decoded = preprocess.decode(encoded(Image.fromarray(values)))
-    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 100, 255]
+    little = Image.fromarray(values)
+    big = Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes())
+    for data in (encoded(little), encoded(little, "TIFF"), encoded(big, "TIFF")):
+        assert np.asarray(preprocess.decode(data))[0, :, 0].tolist() == [0, 100, 255]
 
 
 def test_exif_orientation_is_applied():

@@ -171,6 +171,22 @@ def test_duplicates_across_splits_are_found_by_their_pixels(workspace):
     assert prepared("test")["count"] == 10
 
 
+def test_rows_without_a_picture_are_unreadable(workspace):
+    rows = pets(40)
+    rows["img"][3], rows["img"][5] = None, {"bytes": b"", "path": None}
+    parquet(workspace / "data/raw/pets", train=rows, test=pets(10, first=100))
+    message = refused()
+    assert message.startswith("2 pictures cannot be read")
+    assert "row 3 of train: not a picture" in message and "row 5 of train: not a picture" in message
+
+
+def test_a_class_that_duplicates_would_empty_is_refused(workspace):
+    class_folders(workspace / "data/raw/pets/train", 16)
+    class_folders(workspace / "data/raw/pets/test", 16)
+    edit_params(workspace, {"data": {"on_duplicate": "drop"}})
+    assert "no picture of the class cat, dog is left in val" in refused()
+
+
 def test_the_bytes_do_not_depend_on_the_number_of_cores(workspace, monkeypatch):
     class_folders(workspace / "data/raw/pets", 40)
     prepare.main()
@@ -199,7 +215,7 @@ def test_a_temp_run_is_told_to_use_dvc_add(workspace, tmp_path, monkeypatch):
     assert "put it under DVC first: `dvc add data/raw/pets`" in refused()
 
 
-def rows_with_label(label: int) -> dict[str, list]:
+def rows_with_label(label: int | None) -> dict[str, list]:
     rows = pets(40)
     rows["label"][7] = label
     return rows
@@ -253,6 +269,13 @@ def empty_class(folder: Path) -> None:
         (empty_class, {}, "no picture of the class fish"),
         (lambda folder: class_folders(folder, 9, names=["cat"]), {}, "has one class, cat"),
         (lambda folder: parquet(folder, train=rows_with_label(-1)), {}, "row 7 of train has label -1, outside the 2"),
+        (lambda folder: parquet(folder, train=rows_with_label(None)), {}, "rows of train have no label"),
+        (
+            lambda folder: parquet(folder, train=pets(40)),
+            {"image_column": "label"},
+            "image_column = label is a column",
+        ),
+        (lambda folder: parquet(folder, train=pets(40)), {"label_column": "img"}, "label_column = img is a column"),
         (lambda folder: parquet(folder, test=pets(40)), {}, "has no train split, only test"),
         (lambda folder: parquet(folder, train=pets(40)), {"test_fraction": None}, "has no test split: set data.test"),
         (

@@ -4,19 +4,17 @@ import inspect
 import os
 import re
 from pathlib import Path
-from pickle import UnpicklingError
 
 # Before transformers is imported: it would otherwise ask the hub to convert a repository's .bin weights.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageClassification,
-    ImageProcessingMixin,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -55,27 +53,27 @@ def build(model: Model, class_names: list[str], image_size: int, seed: int) -> P
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
     try:
         network = _pretrained(model, labels) if model.pretrained else _from_scratch(model, labels, image_size)
-    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of many libraries: files, pickles, HTTP, transformers' own checks
         raise _cannot_load(model, error) from None
     for parameter in network.parameters():
         if not parameter.isfinite().all():
             raise UserError(f"model.name = {model.name} has weights that are not finite: fetch it again")
-    if _takes_positions(network) and network.config.image_size != image_size:
+    if _takes_positions(network) and network.config.image_size not in (image_size, [image_size, image_size]):
         raise UserError(
             f"model.name = {model.name} takes pictures of {network.config.image_size} px: "
             f"set data.image_size to that, not {image_size}"
         )
     if model.freeze_backbone:
+        if network.base_model is network:
+            raise UserError(f"model.freeze_backbone: transformers does not tell backbone from head in {model.name}")
         _freeze(network.base_model, model.unfreeze_blocks)
     return network.to(memory_format=torch.channels_last)
 
 
 def _pretrained(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
-    if not Path(model.name).is_dir() and not COMMIT.fullmatch(model.revision or ""):
-        raise UserError(
-            f"model.name = {model.name} needs model.revision, the commit of the model (40 hex digits, "
-            f"from the Hub's list of commits), not {model.revision}; or name a local folder"
-        )
+    _require_commit(model)
     network, report = AutoModelForImageClassification.from_pretrained(
         model.name,
         revision=model.revision,
@@ -92,6 +90,11 @@ def _pretrained(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
             f"its weights are of another architecture than its config.json: {len(missing)} of the backbone's "
             f"are missing, such as {missing[0]}."
         )
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith(prefix):
+            # Also where the checkpoint happens to have as many classes as we have: they are other classes.
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
     return network
 
 
@@ -100,6 +103,7 @@ def _from_scratch(model: Model, labels: dict[str, dict], image_size: int) -> Pre
     if kind in CONFIG_MAPPING:
         config = AutoConfig.for_model(kind, image_size=image_size, **labels)
     else:
+        _require_commit(model)
         config = AutoConfig.from_pretrained(model.name, revision=model.revision, image_size=image_size, **labels)
     network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     for module in network.modules():
@@ -110,8 +114,16 @@ def _from_scratch(model: Model, labels: dict[str, dict], image_size: int) -> Pre
     return network
 
 
+def _require_commit(model: Model) -> None:
+    if not Path(model.name).is_dir() and not COMMIT.fullmatch(model.revision or ""):
+        raise UserError(
+            f"model.name = {model.name} needs model.revision, the commit of the model (40 hex digits, "
+            f"from the Hub's list of commits), not {model.revision}; or name a local folder"
+        )
+
+
 def _cannot_load(model: Model, error: Exception) -> UserError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     if Path(model.name).is_dir():
         return UserError(f"model.name = {model.name} cannot be loaded: {reason}; check that folder")
     revision = f" --revision {model.revision}" if model.revision else ""
@@ -157,14 +169,14 @@ def normalization(name: str, model: Model) -> Normalize:
         return Normalize(IMAGENET_MEAN, IMAGENET_STD)
     if name == "none":
         return Normalize()
+    _require_commit(model)
     try:
-        config, _ = ImageProcessingMixin.get_image_processor_dict(model.name, revision=model.revision)
-        return normalization_of(config)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return normalization_of(AutoImageProcessor.from_pretrained(model.name, revision=model.revision).to_dict())
+    except Exception as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"data.normalization = checkpoint: {model.name} has no preprocessor_config.json to follow ({reason}); "
-            "choose imagenet or none"
+            f"data.normalization = checkpoint: {model.name} has no preprocessor_config.json that can be followed "
+            f"({reason}); choose imagenet or none"
         ) from None
 
 

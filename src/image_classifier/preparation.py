@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from image_classifier import preprocess, sources
+from image_classifier.errors import UserError
 from image_classifier.preprocess import Resize
 from image_classifier.shards import ShardWriter
 from image_classifier.splits import Screen
@@ -27,14 +28,19 @@ def write(folder: Path, split: str, rows: datasets.Dataset, resize: Resize, scre
 
     Returns:
         the number of pictures written.
+
+    Raises:
+        UserError: no picture of a class is left.
     """
 
-    def make(image: dict, row: int) -> tuple[str, Tensor | None, bytes | str]:
-        where = sources.location(image, split, row)
+    def make(image: dict | None, row: str) -> tuple[str, Tensor | None, bytes | str]:
+        where = sources.location(image, row)
         try:
-            picture = preprocess.decode(image["bytes"] or Path(image["path"]).read_bytes())
-        except (preprocess.UnreadableImage, OSError) as error:
+            picture = preprocess.decode(sources.read(image))
+        except preprocess.UnreadableImage as error:
             return where, None, str(error)
+        except OSError as error:
+            return where, None, error.strerror
         return where, resize(picture), preprocess.digest(picture)
 
     torch.set_num_threads(1)  # one picture per thread is faster than one picture on all
@@ -51,4 +57,8 @@ def write(folder: Path, split: str, rows: datasets.Dataset, resize: Resize, scre
                 elif screen.admit(split, where, found):
                     writer.add(picture, label, found)
                 bar.update()
-    return writer.close(sources.class_names(rows), screen.findings(split))
+    names = sources.class_names(rows)
+    if missing := [name for label, name in enumerate(names) if not writer.counts[label]]:
+        screen.conclude()  # which may say why
+        raise UserError(f"no picture of the class {', '.join(missing[:5])} is left in {split}")
+    return writer.close(names, screen.findings(split))

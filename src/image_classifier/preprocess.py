@@ -39,14 +39,14 @@ def decode(data: bytes) -> Image.Image:
     """
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if image.mode.startswith("I;16") or image.mode == "I":
+        if image.mode.startswith("I"):
             # 16-bit grey: convert("RGB") would clip to 255 instead of scaling.
-            image = image.point(lambda value: value / 257).convert("L")
+            image = image.convert("I").point(lambda value: value / 257).convert("L")
         return image.convert("RGB")
     except UnidentifiedImageError:
         raise UnreadableImage("not a picture that Pillow knows") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImage(str(error)) from None
+    except Exception as error:  # each format's decoder has errors of its own
+        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Normalize(nn.Module):
 def processor(normalize: Normalize, resize: Resize) -> dict[str, Any]:
     """`preprocessor_config.json` of a Hugging Face image processor that makes the pixels the model saw.
 
+    Of upright RGB pictures, which is what transformers' own pipeline hands to it.
+
     MobileViT's own processor is the one that swaps red and blue, but it cannot subtract a mean;
     ViT's can and does nothing else of its own.
     """
@@ -138,6 +140,8 @@ def normalization_of(config: dict[str, Any]) -> Normalize:
     to_bgr, normalizes = bool(config.get("do_flip_channel_order")), bool(config.get("do_normalize"))
     if not config.get("do_rescale") or not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-4):
         raise ValueError("its pixels are not in [0, 1]")
+    if config.get("include_top") or config.get("rescale_offset"):  # EfficientNet's
+        raise ValueError("it divides by the deviation twice, or shifts the pixels")
     if to_bgr and normalizes:
         raise ValueError("it swaps red and blue and subtracts a mean too")
     return Normalize(config["image_mean"], config["image_std"]) if normalizes else Normalize(to_bgr=to_bgr)

@@ -28,6 +28,7 @@ def fingerprint(config: Config, *data: Path) -> str:
     facts = {
         "params": config.model_dump(mode="json", exclude={"evaluation", "export", "mlflow"}),
         "data": [files.sha256(path) for path in data],
+        "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
         "code": {path.name: files.sha256(path) for path in sorted(LIBRARY.glob("*.py"))},
         "versions": [sys.version, version("torch"), version("transformers")],
         "threads": torch.get_num_threads(),

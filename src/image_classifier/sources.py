@@ -1,12 +1,11 @@
 """Where labelled pictures come from, each source as a `datasets.DatasetDict`.
 
 Every source has the columns `image` (an Image feature, not decoded: the file's bytes or path),
-`label` (a ClassLabel with names) and `row` (the number in its split), whatever they were called
-before, and the splits `train` and, where the source has them, `validation` and `test`.
+`label` (a ClassLabel with names) and `row` ("row 7 of train"), whatever they were called before,
+and the splits `train` and, where the source has them, `validation` and `test`.
 """
 
 import io
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,17 +152,27 @@ def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
     image = _column(data.image_column, "data.image_column", datasets.Image, features)
     label = _column(data.label_column, "data.label_column", datasets.ClassLabel, features)
     source = datasets.DatasetDict({name: source[name] for name in SPLITS if name in source})
+    if image == label:
+        raise UserError(f"data.image_column and data.label_column are both {image}")
+    for name, rows in source.items():
+        if rows.data.column(label).null_count:
+            raise UserError(f"data.source = {data.source}: rows of {name} have no {label}")
     source = source.select_columns([image, label]).rename_columns({image: "image", label: "label"})
     source = source.cast_column("image", datasets.Image(decode=False))
     if not isinstance(source["train"].features["label"], datasets.ClassLabel):
         source = _named(source)
-    return datasets.DatasetDict({name: s.add_column("row", np.arange(len(s))) for name, s in source.items()})
+    for name, rows in source.items():
+        source[name] = rows.add_column("row", [f"row {number} of {name}" for number in range(len(rows))])
+    return source
 
 
 def _column(chosen: str | None, key: str, kind: type, features: datasets.Features) -> str:
     if chosen is not None:
         if chosen not in features:
             raise UserError(f"{key} = {chosen} is no column of the source: it has {', '.join(features)}")
+        allowed = (kind, datasets.Value) if kind is datasets.ClassLabel else kind
+        if not isinstance(features[chosen], allowed):
+            raise UserError(f"{key} = {chosen} is a column of type {type(features[chosen]).__name__}")
         return chosen
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) != 1:
@@ -208,7 +217,14 @@ def _check_labels(source: datasets.DatasetDict, what: str) -> None:
         raise UserError(f"data.source = {what} has one class, {names[0]}: a classifier needs two or more")
 
 
-def location(image: dict, split: str, row: int) -> str:
+def location(image: dict | None, row: str) -> str:
     """How to name a picture to a person: its file below the working folder, or its row."""
-    path = image["path"]
-    return os.path.relpath(path) if path and image["bytes"] is None else f"row {row} of {split}"
+    own_file = image and image["bytes"] is None and (image["path"] or "").startswith(LOCAL)
+    return image["path"] if own_file else row
+
+
+def read(image: dict | None) -> bytes:
+    """The bytes of a picture file; none where a row has no picture."""
+    if image is None or (image["bytes"] is None and not image["path"]):
+        return b""
+    return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
