@@ -301,6 +301,16 @@ def test_a_damaged_parquet_file_is_refused(workspace):
     assert "data.source = data/raw/pets cannot be loaded: " in refused()
 
 
+@pytest.mark.parametrize("place", ["data/raw", "models/pretrained"])
+def test_what_is_put_under_dvc_is_seen_by_dvc(project, place):
+    class_folders(project / place / "pets", 4)
+    command(project, "dvc", "add", f"{place}/pets")
+    assert f"{place}/pets.dvc" in command(project, "dvc", "stage", "list", "--all").stdout
+    untracked = command(project, "git", "ls-files", "--others", "--exclude-standard").stdout.split()
+    assert untracked == []  # autostage has added the .dvc file; the pictures are ignored
+    assert command(project, "git", "ls-files", place).stdout.split() == [f"{place}/.gitkeep", f"{place}/pets.dvc"]
+
+
 @pytest.mark.full
 def test_own_pictures_under_dvc_reach_an_experiment_in_its_own_folder(project):
     class_folders(project / "data/raw/pets", 120)
