@@ -6,6 +6,7 @@ from pathlib import Path
 from image_classifier import config, engine, files, models, precision, resume, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
+from image_classifier.timing import SAVING, TRACKING
 
 TRAIN, VAL = Path("data/shards/train"), Path("data/shards/val")
 CHECKPOINT = Path("models/checkpoint")
@@ -23,6 +24,7 @@ def main() -> None:
     network = models.build(params.model, train.class_names, train.resize.size, params.seed)
     normalize = models.normalization(params.data.normalization, params.model)
     trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
+    clock = trainer.clock
 
     state = resume.State(resume.fingerprint(params, TRAIN / "index.json", VAL / "index.json"))
     if kept := state.load():
@@ -34,14 +36,17 @@ def main() -> None:
         for epoch, values in enumerate(trainer.history):
             tracker.log_epoch(epoch, values)
         for values in trainer.epochs():
-            state.save(trainer.state_dict())
-            tracker.log_epoch(len(trainer.history) - 1, values)
+            with clock(SAVING):
+                state.save(trainer.state_dict())
+            with clock(TRACKING):
+                tracker.log_epoch(len(trainer.history) - 1, values)
             print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {engine.summary(values)}")
-        with files.atomic(CHECKPOINT) as folder:
+        with clock(SAVING), files.atomic(CHECKPOINT) as folder:
             models.save(folder, network, normalize, train.resize)
         best = trainer.best["metrics"]
-        tracker.finish(best, files.sha256(CHECKPOINT / "model.safetensors"))
+        tracker.finish(best, files.sha256(CHECKPOINT / "model.safetensors"), clock)
     state.discard()
+    print(f"train: where the time went\n{clock.table()}")
     print(f"train: {CHECKPOINT} holds epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}")
 
 

@@ -27,6 +27,7 @@ TINY_PARAMS = {
     "data": {"image_size": 64, "subset_size": 200},
     "model": {"name": "tiny-model"},
     "training": {
+        "precision": "fp32",
         "num_epochs": 3,
         "batch_size": 16,
         "resolution_schedule": [32, 64],

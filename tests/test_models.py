@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_MODEL
+from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, MobileViTImageProcessor
 
 from image_classifier import config, engine, models
@@ -36,7 +37,7 @@ TINY = {
 
 
 def settings(name: str | Path, **changes) -> Model:
-    values = {"revision": None, "pretrained": False, "freeze_backbone": False, "unfreeze_blocks": 0}
+    values = {"revision": None, "pretrained": False, "freeze_backbone": False, "unfreeze_blocks": 0, "dropout": None}
     return Model(name=str(name), **values | changes)
 
 
@@ -64,6 +65,12 @@ def refused(model: Model, image_size: int = 64) -> str:
         build(model, image_size)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@pytest.mark.parametrize(("chosen", "rates"), [(None, {0.0, 0.1}), (0.3, {0.3}), (0.0, {0.0})])
+def test_dropout_is_a_setting(tmp_path, chosen, rates):
+    network = build(settings(folder(tmp_path, "mobilevit"), dropout=chosen))
+    assert {module.p for module in network.modules() if isinstance(module, nn.Dropout)} == rates
 
 
 @pytest.mark.parametrize("kind", TINY)

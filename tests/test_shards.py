@@ -26,7 +26,8 @@ def folder(tmp_path):
 
 def test_what_is_written_is_read(folder):
     reader = shards.ShardReader(folder)
-    assert len(reader) == 20 and reader.class_names == ["a", "b"] and reader.resize == Resize(32, "stretch")
+    assert len(reader) == 20 and reader.num_bytes() == 20 * 32 * 32 * 3
+    assert reader.class_names == ["a", "b"] and reader.resize == Resize(32, "stretch")
     assert sorted(path.name for path in folder.iterdir()) == [
         "index.json",
         *(f"shard-0000{n}.safetensors" for n in range(3)),
@@ -71,3 +72,24 @@ def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing: run `dvc repro prepare`"):
         shards.ShardReader(folder)
+
+
+def test_resident_and_prefetched_batches_are_the_readers_own(folder):
+    reader = shards.ShardReader(folder)
+    order = shards.shuffled(20, 0, 0)
+    plain = list(reader.batches(6, order))
+    resident = shards.ResidentShards(reader, torch.device("cpu"))
+    for batches in (resident.batches(6, order), shards.prefetched(reader.batches(6, order), pin=False)):
+        for (images, labels), (same_images, same_labels) in zip(plain, batches, strict=True):
+            assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+
+
+def test_an_error_while_prefetching_reaches_the_loop():
+    def failing():
+        yield torch.zeros(1), torch.zeros(1)
+        raise OSError("disk")
+
+    batches = shards.prefetched(failing(), pin=False)
+    next(batches)
+    with pytest.raises(OSError, match="disk"):
+        next(batches)

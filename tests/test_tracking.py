@@ -35,6 +35,7 @@ def test_one_run_holds_the_model_from_params_to_test_metrics(trained, client):
     for name in ("accuracy", "precision", "recall", "f1_score"):
         assert run.data.metrics[f"test_{name}"] == pytest.approx(measured[name])
     assert run.data.metrics["onnx_agreement"] == 1.0
+    assert run.data.metrics["images_per_second"] > 0 and run.data.metrics["seconds.forward and backward"] > 0
 
 
 def test_mlflow_and_dvclive_hold_the_same_series(trained, client):

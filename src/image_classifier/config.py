@@ -5,24 +5,20 @@ schema has no defaults, so there is one place to look.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from image_classifier import files
 from image_classifier.errors import UserError
 
 
-def _number(value: Any) -> Any:
-    """`dvc exp run -S key=3e-5` writes `3e-05`, which YAML 1.1 readers take for a string."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is the full hash of a commit, which no one can move as they can a branch."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
 def _image_size(value: int) -> int:
@@ -32,8 +28,7 @@ def _image_size(value: int) -> int:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Fraction = Annotated[Number, Field(gt=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 ImageSize = Annotated[int, Field(ge=32, le=1024), AfterValidator(_image_size)]
 Name = Annotated[str, Field(min_length=1)]
@@ -65,13 +60,14 @@ class Model(Section):
     pretrained: bool
     freeze_backbone: bool
     unfreeze_blocks: Annotated[int, Field(ge=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None
 
 
 class Augmentation(Section):
     horizontal_flip: bool
-    crop_padding: Annotated[Number, Field(ge=0, le=0.5)]
-    rotation: Annotated[Number, Field(ge=0, le=180)]
-    color_jitter: Annotated[Number, Field(ge=0, le=1)]
+    crop_padding: Annotated[float, Field(ge=0, le=0.5)]
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    color_jitter: Annotated[float, Field(ge=0, le=1)]
     trivial_augment: bool
 
 
@@ -85,14 +81,14 @@ class Training(Section):
     fast_mode: bool
     augmentation: Augmentation
     optimizer: Literal["adam", "adamw", "sgd"]
-    learning_rate: Annotated[Number, Field(gt=0)]
-    adam_beta2: Annotated[Number, Field(ge=0, lt=1)]
-    weight_decay: Annotated[Number, Field(ge=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
     decay_norms_and_biases: bool
     scheduler: Literal["none", "cosine", "one_cycle"]
-    warmup_fraction: Annotated[Number, Field(ge=0, lt=1)]
-    gradient_clip: Annotated[Number, Field(gt=0)] | None
-    label_smoothing: Annotated[Number, Field(ge=0, lt=1)]
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    gradient_clip: Annotated[float, Field(gt=0)] | None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     batch_norm_images: Count | None
 
 
@@ -101,8 +97,8 @@ class Evaluation(Section):
 
 
 class Export(Section):
-    min_agreement: Annotated[Number, Field(ge=0, le=1)]
-    max_relative_error: Annotated[Number, Field(gt=0)]
+    min_agreement: Annotated[float, Field(ge=0, le=1)]
+    max_relative_error: Annotated[float, Field(gt=0)]
 
 
 class Mlflow(Section):

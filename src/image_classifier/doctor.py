@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,18 +15,10 @@ PACKAGES = ["dvc", "dvclive", "mlflow", "torch", "torchvision", "transformers", 
 
 def main() -> int:
     """Run every check; return 1 if one failed."""
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("interpreter", _interpreter),
-        ("packages", _packages),
-        ("git", _git),
-        ("dvc", _dvc),
-        ("params", _params),
-        ("device", _device),
-        ("data", _data),
-        ("model", _model),
-    ]
+    checks = [_interpreter, _packages, _git, _dvc, _params, _device, _data, _model]
     failed = 0
-    for name, check in checks:
+    for check in checks:
+        name = check.__name__.strip("_")
         try:
             print(f"ok    {name:<12} {check()}")
         except UserError as error:
@@ -58,8 +49,8 @@ def _git() -> str:
 
 
 def _dvc() -> str:
-    lines = _output(sys.executable, "-m", "dvc", "status", "-q", "--no-updates", remedy="", ok=(0, 1))
-    return lines or "repository found; `dvc status` says what has changed"
+    _output(sys.executable, "-m", "dvc", "status", "-q", "--no-updates", remedy="", ok=(0, 1))
+    return "repository found; `dvc status` says what has changed"
 
 
 def _params() -> str:

@@ -18,8 +18,10 @@ from image_classifier.config import Training
 from image_classifier.precision import Precision
 from image_classifier.preprocess import Normalize
 from image_classifier.runtime import derive_seed
-from image_classifier.shards import ShardReader, num_batches, shuffled
+from image_classifier.shards import ResidentShards, ShardReader, num_batches, prefetched, shuffled
+from image_classifier.timing import COMPUTE, COPYING, EVALUATION, OPTIMIZER, READING, Stopwatch
 
+PARTS = ("network", "optimizer", "scheduler", "scaler")  # of a Trainer: they hold state
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels int64 [N])
 
 
@@ -58,6 +60,7 @@ def build_scheduler(optimizer: Optimizer, training: Training, steps: int) -> lr_
             total_steps=steps,
             pct_start=training.warmup_fraction,
             cycle_momentum=False,
+            anneal_strategy="linear",
         )
     warmup = round(steps * training.warmup_fraction)
     after = max(steps - warmup, 1)
@@ -85,15 +88,22 @@ class Trainer:
     val: ShardReader
     history: list[dict[str, float]] = field(default_factory=list)  # one entry per finished epoch
     best: dict = field(default_factory=dict)  # `metrics` and `weights` of the best epoch on val
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self):
-        self.network.to(self.precision.device)
+        self.precision.place(self.network)
         self.normalize.to(self.precision.device)
         steps = self.training.num_epochs * num_batches(len(self.train), self.training.batch_size)
         self.optimizer = build_optimizer(self.network, self.training)
         self.scheduler = build_scheduler(self.optimizer, self.training, steps)
         self.scaler = self.precision.scaler()
-        self.forward = torch.compile(self.network) if self._compiles() else self.network
+        # On the CPU compiling takes minutes and gains nothing.
+        compiles = self.training.use_compile and self.precision.device.type == "cuda"
+        self.forward = torch.compile(self.network) if compiles else self.network
+        self.resident: ResidentShards | None = None
+        # Half of a GPU's free memory may hold the training set; the rest is for activations.
+        if self.precision.device.type == "cuda" and self.train.num_bytes() <= torch.cuda.mem_get_info()[0] / 2:
+            self.resident = ResidentShards(self.train, self.precision.device)
         self.augmentation = None
         if not self.training.fast_mode:
             self.augmentation = preprocess.augmentation(self.training.augmentation, self.train.resize.size)
@@ -106,9 +116,10 @@ class Trainer:
         """
         for epoch in range(len(self.history), self.training.num_epochs):
             values = self._train_epoch(epoch)
-            if epoch == self.training.num_epochs - 1:
-                self._recompute_batch_norm(epoch)
-            values |= {f"val_{name}": value for name, value in self._validate().items()}
+            with self.clock(EVALUATION):
+                if epoch == self.training.num_epochs - 1:
+                    self._recompute_batch_norm(epoch)
+                values |= {f"val_{name}": value for name, value in self._validate().items()}
             self.history.append(values)
             if not self.best or _rank(values) > _rank(self.best["metrics"]):
                 weights = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
@@ -131,41 +142,51 @@ class Trainer:
         loss_sum, correct, learning_rate = torch.zeros((), device=device), torch.zeros((), device=device), 0.0
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
         with tqdm(total=len(self.train), desc=title, unit=" images", leave=False, disable=None) as bar:
-            for step, (images, labels) in enumerate(self.train.batches(self.training.batch_size, order)):
+            for step, (images, labels) in enumerate(self.clock.each(READING, self._batches(order))):
                 learning_rate = self.optimizer.param_groups[0]["lr"]
-                loss, hits = self._step(images.to(device), labels.to(device), derive_seed(self.seed, epoch, step), size)
+                loss, hits = self._step(images, labels, derive_seed(self.seed, epoch, step), size)
                 loss_sum, correct = loss_sum + loss * len(labels), correct + hits
                 bar.update(len(labels))
-        return {
-            "train_loss": float(loss_sum / len(self.train)),
-            "train_accuracy": float(correct / len(self.train)),
-            "learning_rate": learning_rate,
-        }
+        self.clock.images += len(self.train)
+        with self.clock(COMPUTE):  # waits for the device
+            train_loss, train_accuracy = float(loss_sum / len(self.train)), float(correct / len(self.train))
+        return {"train_loss": train_loss, "train_accuracy": train_accuracy, "learning_rate": learning_rate}
+
+    def _batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.resident:
+            return self.resident.batches(self.training.batch_size, order)
+        batches = self.train.batches(self.training.batch_size, order)
+        return prefetched(batches, pin=True) if self.precision.device.type == "cuda" else batches
 
     def _step(self, images: Tensor, labels: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor]:
-        training = self.training
+        training, device = self.training, self.precision.device
         torch.manual_seed(seed)  # augmentation and dropout
-        if self.augmentation is not None:
-            images = preprocess.augment(images, self.augmentation)
-        pixels = preprocess.rescale(self.normalize(images), size)
-        with self.precision.autocast():
-            logits = self.forward(pixel_values=pixels, **models.forward_options(self.network, size)).logits
-        logits = logits.float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        if training.gradient_clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
-        self.scaler.step(self.optimizer)  # leaves the weights alone when a gradient overflowed
-        self.scaler.update()
-        self.scheduler.step()
+        with self.clock(COPYING):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            if self.augmentation is not None:
+                images = preprocess.augment(images, self.augmentation)
+            pixels = preprocess.rescale(self.normalize(images), size)
+        with self.clock(COMPUTE):
+            with self.precision.autocast():
+                logits = self.forward(pixel_values=pixels, **models.forward_options(self.network, size)).logits
+            logits = logits.float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+            self.optimizer.zero_grad()
+            self.scaler.scale(loss).backward()
+        with self.clock(OPTIMIZER):
+            if training.gradient_clip is not None:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
+            self.scaler.step(self.optimizer)  # leaves the weights alone when a gradient overflowed
+            self.scaler.update()
+            self.scheduler.step()
         logits = logits.detach()
         return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum()
 
     def _recompute_batch_norm(self, epoch: int) -> None:
         """Replace the running batch-norm statistics, which lag after a short run, by fresh ones."""
-        if self.training.batch_norm_images is None or self._frozen():
+        frozen = not all(parameter.requires_grad for parameter in self.network.parameters())
+        if self.training.batch_norm_images is None or frozen:
             return  # frozen means its batch-norm statistics too
         sample = shuffled(len(self.train), self.seed, epoch)[: self.training.batch_norm_images]
         batches = self.train.batches(self.training.batch_size, sample)
@@ -180,22 +201,14 @@ class Trainer:
 
     def state_dict(self) -> dict:
         """Everything that the next epoch depends on: tensors and plain values alone."""
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
         return {**parts, "history": self.history, "best": self.best}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])
         self.history, self.best = state["history"], state["best"]
-
-    def _parts(self) -> dict:
-        return {
-            "network": self.network,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "scaler": self.scaler,
-        }
 
     def _train_mode(self) -> None:
         """Training mode, but for frozen parts: their batch-norm statistics stay as they are too."""
@@ -204,13 +217,6 @@ class Trainer:
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
-
-    def _frozen(self) -> bool:
-        return not all(parameter.requires_grad for parameter in self.network.parameters())
-
-    def _compiles(self) -> bool:
-        # On the CPU compiling takes minutes and gains nothing.
-        return self.training.use_compile and self.precision.device.type == "cuda"
 
 
 def summary(values: dict[str, float]) -> str:

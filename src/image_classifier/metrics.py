@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
 
 
 def classification(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -17,7 +17,7 @@ def classification(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, f
     precision, recall, f1_score, _ = _scores(labels, predicted, "weighted")
     macro_precision, macro_recall, macro_f1_score, _ = _scores(labels, predicted, "macro")
     values = {
-        "loss": cross_entropy(labels, probabilities),
+        "loss": log_loss(labels, probabilities, labels=range(probabilities.shape[1])),
         "accuracy": accuracy_score(labels, predicted),
         "precision": precision,
         "recall": recall,
@@ -36,12 +36,6 @@ def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[s
         {"class": name, "precision": p, "recall": r, "f1_score": f, "support": int(n)}
         for name, p, r, f, n in zip(class_names, *columns, strict=True)
     ]
-
-
-def cross_entropy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean negative log-likelihood, in nats; a probability of zero counts as float32's smallest."""
-    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean())
 
 
 def _scores(labels, predicted, average, classes=None):

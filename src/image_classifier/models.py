@@ -1,12 +1,7 @@
 """Build, load and save Hugging Face classifiers; the only importer of transformers."""
 
 import inspect
-import os
-import re
 from pathlib import Path
-
-# Before transformers is imported: it would otherwise ask the hub to convert a repository's .bin weights.
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 import torch
 from torch import nn
@@ -21,7 +16,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 
 from image_classifier import files
-from image_classifier.config import Model
+from image_classifier.config import Model, is_commit
 from image_classifier.errors import UserError
 from image_classifier.preprocess import (
     IMAGENET_MEAN,
@@ -40,7 +35,6 @@ transformers_logging.set_verbosity_error()
 # Architectures that can be built without asking the hub, by transformers' own defaults for the
 # type. Any other type (resnet, vit, efficientnet, ...) can be named by itself.
 KNOWN_ARCHITECTURES = {"apple/mobilevit-small": "mobilevit"}
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def build(model: Model, class_names: list[str], image_size: int, seed: int) -> PreTrainedModel:
@@ -57,6 +51,9 @@ def build(model: Model, class_names: list[str], image_size: int, seed: int) -> P
         raise
     except Exception as error:  # of many libraries: files, pickles, HTTP, transformers' own checks
         raise _cannot_load(model, error) from None
+    for module in network.modules():
+        if isinstance(module, nn.Dropout) and model.dropout is not None:
+            module.p = model.dropout
     for parameter in network.parameters():
         if not parameter.isfinite().all():
             raise UserError(f"model.name = {model.name} has weights that are not finite: fetch it again")
@@ -115,7 +112,7 @@ def _from_scratch(model: Model, labels: dict[str, dict], image_size: int) -> Pre
 
 
 def _require_commit(model: Model) -> None:
-    if not Path(model.name).is_dir() and not COMMIT.fullmatch(model.revision or ""):
+    if not Path(model.name).is_dir() and not is_commit(model.revision):
         raise UserError(
             f"model.name = {model.name} needs model.revision, the commit of the model (40 hex digits, "
             f"from the Hub's list of commits), not {model.revision}; or name a local folder"

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from image_classifier.errors import UserError
 
@@ -21,6 +22,19 @@ class Precision:
     def autocast(self) -> AbstractContextManager:
         """Run matrix products and convolutions in this format; a no-op in fp32."""
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
+
+    def place(self, network: nn.Module) -> None:
+        """Move the network to the device; on a CPU leave to float32 the one layer that half precision slows down.
+
+        A strided depthwise convolution's backward pass in bf16 takes twice as long as in fp32, and
+        without this a whole training step of MobileViT a quarter longer (torch 2.15 with oneDNN).
+        """
+        network.to(self.device)
+        if self.device.type == "cpu" and self.name != "fp32":
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1 < max(module.stride):
+                    module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+                    module.forward = torch.autocast("cpu", enabled=False)(module.forward)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Gradient scaling, which fp16 needs for its narrow range; a no-op otherwise."""
@@ -53,5 +67,7 @@ def _best_on_cuda() -> tuple[str, str]:
 
 def _best_on_cpu() -> tuple[str, str]:
     if torch.cpu._is_amx_tile_supported():
-        return "bf16", "this CPU has AMX matrix units"
-    return "fp32", "this CPU has no AMX matrix units; bf16 would be slower"
+        return "bf16", "this CPU has bf16 matrix units (AMX)"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "this CPU has bf16 instructions (AVX-512)"
+    return "fp32", "this CPU has no bf16 units or instructions; bf16 would be slower"

@@ -1,11 +1,9 @@
 """The files that people read: tables of an evaluation, and the report of a whole run."""
 
-import csv
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from image_classifier import files, metrics
 from image_classifier.config import Config
@@ -31,20 +29,15 @@ def write_evaluation(
     folder.mkdir()
     values = metrics.classification(labels, probabilities)
     files.write_json(folder / "metrics.json", values | {"num_images": len(labels), "num_classes": len(class_names)})
-    _write_csv(folder / "per_class.csv", metrics.per_class(labels, probabilities, class_names))
-    predicted = probabilities.argmax(axis=1)
-    _write_csv(
-        folder / "predictions.csv",
-        (
-            {
-                "image": digest,
-                "actual": class_names[label],
-                "predicted": class_names[guess],
-                "confidence": f"{row[guess]:.6f}",
-            }
-            for digest, label, guess, row in zip(hashes, labels, predicted, probabilities, strict=True)
-        ),
-    )
+    pd.DataFrame(metrics.per_class(labels, probabilities, class_names)).to_csv(folder / "per_class.csv", index=False)
+    names, predicted = np.array(class_names), probabilities.argmax(axis=1)
+    predictions = {
+        "image": hashes,
+        "actual": names[labels],
+        "predicted": names[predicted],
+        "confidence": probabilities.max(axis=1),
+    }
+    pd.DataFrame(predictions).to_csv(folder / "predictions.csv", index=False, float_format="%.6f")
     return values
 
 
@@ -79,15 +72,11 @@ def write_report(path: Path, config: Config, train: Path, evaluate: Path) -> Non
 def _epochs(train: Path) -> list[dict[str, str]]:
     columns = ["train_loss", "train_accuracy"]
     columns += [f"val_{name}" for name in ("loss", "accuracy", "precision", "recall", "f1_score")]
-    series = {}
-    for name in columns:
-        with open(train / f"plots/metrics/{name}.tsv", encoding="utf-8") as file:
-            series[name] = [float(row[name]) for row in csv.DictReader(file, delimiter="\t")]
-    rows = zip(*series.values(), strict=True)
     titles = [name.replace("_", " ") for name in columns]
+    series = [pd.read_csv(train / f"plots/metrics/{name}.tsv", sep="\t")[name] for name in columns]
     return [
-        {"epoch": str(number)} | {title: f"{value:.4f}" for title, value in zip(titles, row, strict=True)}
-        for number, row in enumerate(rows, start=1)
+        {"epoch": str(number)} | dict(zip(titles, map(_number, row), strict=True))
+        for number, row in enumerate(zip(*series, strict=True), start=1)
     ]
 
 
@@ -119,13 +108,3 @@ def _is_published(config: Config) -> bool:
 def _markdown(rows: list[dict[str, str]]) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = None
-        for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-                writer.writeheader()
-            writer.writerow(row)

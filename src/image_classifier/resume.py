@@ -16,8 +16,6 @@ import torch
 from image_classifier import files, runtime
 from image_classifier.config import Config
 
-LIBRARY = Path(__file__).parent
-
 
 def fingerprint(config: Config, *data: Path) -> str:
     """A hash of all that decides the trained model: params, data, code and versions.
@@ -29,7 +27,7 @@ def fingerprint(config: Config, *data: Path) -> str:
         "params": config.model_dump(mode="json", exclude={"evaluation", "export", "mlflow"}),
         "data": [files.sha256(path) for path in data],
         "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
-        "code": {path.name: files.sha256(path) for path in sorted(LIBRARY.glob("*.py"))},
+        "code": {path.name: files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
         "versions": [sys.version, version("torch"), version("transformers")],
         "threads": torch.get_num_threads(),
     }

@@ -25,6 +25,8 @@ def configure(num_threads: int | None) -> None:
     torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Deterministic kernels by default also fill all new memory with NaN: a tenth of a training step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False  # may choose another algorithm in every run
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA
     _keep_freed_memory()

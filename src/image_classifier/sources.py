@@ -5,8 +5,6 @@ Every source has the columns `image` (an Image feature, not decoded: the file's 
 and the splits `train` and, where the source has them, `validation` and `test`.
 """
 
-import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +12,12 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from image_classifier.config import Data
+from image_classifier.config import Data, is_commit
 from image_classifier.errors import UserError
 from image_classifier.runtime import repository
 
 LOCAL = "data/raw/"
 SPLITS = ("train", "validation", "test")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 datasets.disable_progress_bars()
 
@@ -60,13 +57,7 @@ def _digits() -> datasets.DatasetDict:
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).round().astype("uint8")  # 17 grey levels to 256
     names = [str(digit) for digit in digits.target_names]
-    return datasets.DatasetDict({"train": _table([_png(image) for image in pixels], digits.target, names)})
-
-
-def _png(pixels: np.ndarray) -> dict[str, bytes | None]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return datasets.DatasetDict({"train": _table([Image.fromarray(image) for image in pixels], digits.target, names)})
 
 
 def _table(images: list, labels: list | np.ndarray, names: list[str]) -> datasets.Dataset:
@@ -122,7 +113,7 @@ def _visible(folder: Path) -> Iterator[Path]:
 
 def _hub(data: Data) -> datasets.DatasetDict:
     what = f"data.source = {data.source}"
-    if data.revision is None or not COMMIT.fullmatch(data.revision):
+    if not is_commit(data.revision):
         raise UserError(
             f"{what} needs data.revision, the commit of the dataset (40 hex digits, from the Hub's list of commits), "
             f"not {data.revision}; a local folder begins with {LOCAL}"
@@ -184,14 +175,10 @@ def _column(chosen: str | None, key: str, kind: type, features: datasets.Feature
 
 def _named(source: datasets.DatasetDict) -> datasets.DatasetDict:
     """Turn a column of plain values into class labels, in sorted order."""
-    names = sorted({value for split in source.values() for value in split.unique("label")})
-    feature = datasets.ClassLabel(names=[str(name) for name in names])
-    numbers = {name: number for number, name in enumerate(names)}
-    return source.map(
-        lambda rows: {"label": [numbers[value] for value in rows["label"]]},
-        batched=True,
-        features=datasets.Features({**source["train"].features, "label": feature}),
-    )
+    text, names = source.cast_column("label", datasets.Value("string")), {}
+    for split in source:
+        names |= dict(zip(source[split].unique("label"), text[split].unique("label"), strict=True))
+    return text.cast_column("label", datasets.ClassLabel(names=[names[value] for value in sorted(names)]))
 
 
 def _check_labels(source: datasets.DatasetDict, what: str) -> None:

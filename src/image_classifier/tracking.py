@@ -21,13 +21,17 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")  # seconds
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow
+import numpy as np
+import pandas as pd
 from dvclive import Live
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.models import infer_signature
 
 from image_classifier.config import Config, Mlflow
 from image_classifier.runtime import repository
+from image_classifier.timing import Stopwatch
 
 MODEL_TAG = "model.sha256"
 
@@ -72,13 +76,18 @@ class Tracker:
         self.live.make_summary()
         self._to_mlflow(values, epoch)
 
-    def finish(self, best: dict[str, float], model_sha256: str) -> None:
-        """Close the run: `best` becomes DVCLive's metrics.json; the weights' hash finds the run again."""
+    def finish(self, best: dict[str, float], model_sha256: str, clock: Stopwatch) -> None:
+        """Close the run: `best` becomes DVCLive's metrics.json; the weights' hash finds the run again.
+
+        Measured times go to MLflow alone, so that equal runs leave equal files.
+        """
         self.live.summary = dict(best)
         self.live.make_summary()
         self._to_mlflow(
             {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}, best["best_epoch"]
         )
+        times = {f"seconds.{phase}": spent for phase, spent in clock.seconds.items()}
+        self._to_mlflow(times | {"images_per_second": clock.rate()}, best["best_epoch"])
         if self.client:
             with _tolerated("tagging the run"):
                 self.client.set_tag(self.run_id, MODEL_TAG, model_sha256)
@@ -88,10 +97,10 @@ class Tracker:
         if self.client is None:
             return
         now = int(time.time() * 1000)
-        with _tolerated("logging metrics") as attempt:
+        with _tolerated("logging metrics") as problems:
             metrics = [Metric(name, value, now, step) for name, value in values.items()]
             self.client.log_batch(self.run_id, metrics=metrics)
-        if attempt.failed:
+        if problems:
             self.client = None  # one pause is enough
 
     def _end(self, status: str) -> None:
@@ -135,31 +144,20 @@ def add_to_model_run(
 def _log_onnx(path: Path) -> None:
     import onnx
 
-    # Named here: MLflow would otherwise load the model in a fresh process to find them out.
-    requirements = [f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")]
     model = onnx.load(path)
+    tensors = {}
+    for value in (model.graph.input[0], model.graph.output[0]):
+        kind = value.type.tensor_type
+        shape = [dim.dim_value or 2 for dim in kind.shape.dim]  # MLflow leaves the first dimension open
+        tensors[value.name] = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
     mlflow.onnx.log_model(
         model,
         name="model",
-        signature=_signature(model),
-        pip_requirements=requirements,
+        signature=infer_signature(*({name: tensor} for name, tensor in tensors.items())),
+        # Named here: MLflow would otherwise load the model in a fresh process to find them out.
+        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")],
         save_as_external_data=False,
     )
-
-
-def _signature(model: Any) -> mlflow.models.ModelSignature:
-    import onnx
-    from mlflow.types import Schema, TensorSpec
-
-    def schema(values: Any) -> Schema:
-        specs = []
-        for value in values:
-            tensor = value.type.tensor_type
-            shape = [dim.dim_value or -1 for dim in tensor.shape.dim]
-            specs.append(TensorSpec(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape, value.name))
-        return Schema(specs)
-
-    return mlflow.models.ModelSignature(inputs=schema(model.graph.input), outputs=schema(model.graph.output))
 
 
 def run_name() -> str | None:
@@ -187,7 +185,7 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
 def _params(config: Config, num_classes: int) -> dict[str, Any]:
     """Every key of params.yaml, and the published recipe's five under the names it gave them."""
     return {
-        **_flat(config.model_dump()),
+        **pd.json_normalize(config.model_dump()).to_dict("records")[0],
         "model_name": config.model.name,
         "batch_size": config.training.batch_size,
         "learning_rate": config.training.learning_rate,
@@ -196,24 +194,13 @@ def _params(config: Config, num_classes: int) -> dict[str, Any]:
     }
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-class _Attempt:
-    failed = False
-
-
 @contextmanager
-def _tolerated(what: str) -> Iterator[_Attempt]:
+def _tolerated(what: str) -> Iterator[list[str]]:
     """Turn whatever MLflow raises into one line of warning."""
-    attempt = _Attempt()
+    problems: list[str] = []
     try:
-        yield attempt
+        yield problems
     except Exception as error:
-        attempt.failed = True
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        problems.append(reason)
         print(f"warning: MLflow: {what} failed: {reason}; the run goes on without it", file=sys.stderr)

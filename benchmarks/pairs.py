@@ -1,0 +1,85 @@
+"""Two ways to do one thing, measured in turn, each in a process of its own."""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+
+Measurement = Callable[[], float]
+
+
+def main(title: str, unit: str, ways: dict[str, Measurement], packages: Sequence[str], pairs: int = 3) -> None:
+    """The command line of a benchmark: no argument runs it; the name of a way measures that one alone.
+
+    Args:
+        unit: of what a way returns; more is better. The first way is compared with each of the others.
+        packages: whose versions matter.
+    """
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("way", nargs="?", choices=list(ways), help="measure one way, in this process")
+    parser.add_argument("--record", action="store_true", help=f"put the figures into {RESULTS.relative_to(ROOT)}")
+    arguments = parser.parse_args()
+    if arguments.way:
+        rate = ways[arguments.way]()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB to GiB
+        print(json.dumps({"rate": rate, "peak_gib": peak}))
+        return
+    module = Path(sys.argv[0]).stem
+    measured: dict[str, list[dict]] = {way: [] for way in ways}
+    for number in range(pairs):
+        for way in ways:  # in turn, so that a slow minute of the machine falls on all
+            print(f"{title}: {way}, {number + 1} of {pairs}", file=sys.stderr)
+            command = [sys.executable, "-m", f"benchmarks.{module}", way]
+            output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+            measured[way].append(json.loads(output.splitlines()[-1]))
+    text = _table(title, unit, measured, f"python -m benchmarks.{module}", packages)
+    print(text)
+    if arguments.record:
+        record(module, text)
+
+
+def _table(title: str, unit: str, measured: dict[str, list[dict]], command: str, packages: Sequence[str]) -> str:
+    first, *others = measured
+    lines = [f"### {title}", "", f"`{command}`, {environment(packages)}", ""]
+    lines += [
+        f"| way | {unit}, median | least to most | peak memory, GiB | {first} is faster by |",
+        "|---|---|---|---|---|",
+    ]
+    for way, runs in measured.items():
+        rates = [run["rate"] for run in runs]
+        ratios = [ours["rate"] / theirs["rate"] for ours, theirs in zip(measured[first], runs, strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if way in others else ""
+        peak = max(run["peak_gib"] for run in runs)
+        spread = f"{min(rates):,.4g} to {max(rates):,.4g}"
+        lines.append(f"| {way} | {statistics.median(rates):,.4g} | {spread} | {peak:.1f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def environment(packages: Sequence[str]) -> str:
+    """The hardware and versions that a figure holds for, in one line."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next(line.split(":")[1].strip() for line in cpuinfo if "model name" in line)
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    command = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {processor}, Python {platform.python_version()}, {versions}, commit {commit}"
+
+
+def record(name: str, text: str) -> None:
+    """Replace what RESULTS.md holds between the marks of this name."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page = RESULTS.read_text()
+    before, rest = page.split(start)
+    _, after = rest.split(end)
+    RESULTS.write_text(f"{before}{start}\n{text}\n{end}{after}")

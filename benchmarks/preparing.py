@@ -1,0 +1,112 @@
+"""Decoding and resizing: prepare's functions on threads against a PIL loop on processes.
+
+    python -m benchmarks.preparing
+
+Both decode the same 4,096 PNG pictures of 32 x 32 and resize them to 160 px into one array, on all
+cores. "prepare, written" is the whole of `preparation.write`: also hashing the pixels, screening
+duplicates and writing shards with their checksums.
+"""
+
+import io
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Process, shared_memory
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import pairs
+from benchmarks.pictures import CLASSES, pictures
+
+COUNT, SIZE = 4096, 160
+WORKERS = len(os.sched_getaffinity(0))
+
+
+def threads() -> float:
+    """Images per second of decode and resize as prepare does them."""
+    import torch
+
+    from image_classifier import preprocess
+
+    torch.set_num_threads(1)
+    files, resize = pictures(COUNT), preprocess.Resize(SIZE, "stretch")
+    made = torch.empty((COUNT, SIZE, SIZE, 3), dtype=torch.uint8)
+
+    def make(number: int) -> None:
+        made[number] = resize(preprocess.decode(files[number]))
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(make, range(256)))  # the first pictures also load the decoder
+        start = time.perf_counter()
+        list(pool.map(make, range(COUNT)))
+    return COUNT / (time.perf_counter() - start)
+
+
+def processes() -> float:
+    """Images per second of a PIL loop in each of as many processes."""
+    files = pictures(COUNT)
+    made = shared_memory.SharedMemory(create=True, size=COUNT * SIZE * SIZE * 3)
+    seconds = shared_memory.SharedMemory(create=True, size=8 * WORKERS)
+    try:
+        workers = [Process(target=_pil_loop, args=(files, n, made.name, seconds.name)) for n in range(WORKERS)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return COUNT / np.ndarray(WORKERS, np.float64, seconds.buf).max()
+    finally:
+        for memory in (made, seconds):
+            memory.close()
+            memory.unlink()
+
+
+def _pil_loop(files: list[bytes], worker: int, made_name: str, seconds_name: str) -> None:
+    from PIL import Image
+
+    made, seconds = shared_memory.SharedMemory(made_name), shared_memory.SharedMemory(seconds_name)
+    array = np.ndarray((COUNT, SIZE, SIZE, 3), np.uint8, made.buf)
+
+    def make(number: int) -> None:
+        image = Image.open(io.BytesIO(files[number])).convert("RGB")
+        array[number] = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+    for number in range(worker, 256, WORKERS):
+        make(number)
+    start = time.perf_counter()
+    for number in range(worker, COUNT, WORKERS):
+        make(number)
+    np.ndarray(WORKERS, np.float64, seconds.buf)[worker] = time.perf_counter() - start
+
+
+def written() -> float:
+    """Images per second of `preparation.write`, everything included."""
+    import datasets
+
+    from image_classifier import preparation, preprocess, splits
+
+    rows = datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": data, "path": None} for data in pictures(COUNT)],
+            "label": [number % len(CLASSES) for number in range(COUNT)],
+            "row": [f"row {number} of train" for number in range(COUNT)],
+        },
+        features=datasets.Features(
+            {
+                "image": datasets.Image(decode=False),
+                "label": datasets.ClassLabel(names=CLASSES),
+                "row": datasets.Value("string"),
+            }
+        ),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        screen = splits.Screen("fail", "count")
+        preparation.write(Path(folder) / "train", "train", rows, preprocess.Resize(SIZE, "stretch"), screen)
+        return COUNT / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    ways = {"prepare": threads, "PIL loop": processes, "prepare, written": written}
+    pairs.main("Preparing: decode and resize", "images/s", ways, ["torch", "pillow"])

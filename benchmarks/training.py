@@ -1,0 +1,105 @@
+"""Training on this CPU: our loop against Hugging Face's Trainer, 160 px, batch 128.
+
+    python -m benchmarks.training
+
+The Trainer runs with its defaults on a plain torchvision transform; the same model from the same
+seed, the same pictures. The first step is not counted.
+"""
+
+import io
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import pairs
+from benchmarks.pictures import CLASSES, pictures
+
+BATCH_SIZE, STEPS, SIZE = 128, 3, 160
+COUNT = BATCH_SIZE * (STEPS + 1)  # the first step is not counted
+
+
+def ours(precision: str) -> float:
+    """Images per second of `engine.Trainer`, shards included."""
+    import torch
+
+    from image_classifier import config, engine, models, preprocess, runtime
+    from image_classifier import precision as precisions
+    from image_classifier.shards import ShardReader, ShardWriter, shuffled
+
+    runtime.configure(None)
+    params = config.load(pairs.ROOT / "params.yaml")
+    training = params.training.model_copy(
+        update={"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        resize = preprocess.Resize(SIZE, "stretch")
+        writer = ShardWriter(Path(folder) / "train", resize)
+        for number, data in enumerate(pictures(COUNT)):
+            writer.add(resize(preprocess.decode(data)), number % 10, bytes(32))
+        writer.close(CLASSES, {})
+        train = ShardReader(Path(folder) / "train")
+        network = models.build(params.model, CLASSES, SIZE, seed=0)
+        normalize = models.normalization("imagenet", params.model)
+        chosen = precisions.resolve("cpu", precision)
+        trainer = engine.Trainer(network, normalize, chosen, training, 0, train, train)
+        network.train()
+        ends = []
+        for step, (images, labels) in enumerate(train.batches(BATCH_SIZE, shuffled(len(train), 0, 0))):
+            loss, _ = trainer._step(images, labels, step, SIZE)
+            ends.append(time.perf_counter())
+        assert torch.isfinite(loss)
+    return BATCH_SIZE * STEPS / (ends[-1] - ends[0])
+
+
+def trainer() -> float:
+    """Images per second of `transformers.Trainer`."""
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from image_classifier import config, models
+    from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
+    transform = transforms.Compose(
+        [
+            transforms.Resize((SIZE, SIZE)),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    files = pictures(COUNT)
+
+    class Pictures:
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, number: int) -> dict:
+            return {"pixel_values": transform(Image.open(io.BytesIO(files[number]))), "labels": number % 10}
+
+    class Ends(TrainerCallback):
+        def __init__(self):
+            self.ends = []
+
+        def on_step_end(self, *_, **__) -> None:
+            self.ends.append(time.perf_counter())
+
+    network = models.build(config.load(pairs.ROOT / "params.yaml").model, CLASSES, SIZE, seed=0)
+    network = network.to(memory_format=torch.contiguous_format)
+    ends = Ends()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH_SIZE,
+            num_train_epochs=1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+        )
+        Trainer(model=network, args=arguments, train_dataset=Pictures(), callbacks=[ends]).train()
+    return BATCH_SIZE * STEPS / (ends.ends[-1] - ends.ends[0])
+
+
+if __name__ == "__main__":
+    ways = {"ours": lambda: ours("auto"), "ours in fp32": lambda: ours("fp32"), "Trainer": trainer}
+    pairs.main("Training on CPU", "images/s", ways, ["torch", "transformers", "accelerate"])

@@ -1,0 +1,75 @@
+"""The fast path computes what a plain loop computes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from image_classifier import config, engine, models, precision
+from image_classifier.shards import ShardReader, shuffled
+
+
+def make_trainer(name: str) -> engine.Trainer:
+    params = config.load()
+    reader = ShardReader("data/shards/train")
+    network = models.build(params.model, reader.class_names, 64, 0)
+    normalize = models.normalization("imagenet", params.model)
+    training = params.training.model_copy(update={"resolution_schedule": None, "learning_rate": 1e-3})
+    return engine.Trainer(network, normalize, precision.resolve("cpu", name), training, 0, reader, reader)
+
+
+def plain_losses(steps: int) -> list[float]:
+    """Contiguous tensors, an unfused optimiser, pixels normalised as torchvision documents it."""
+    params, reader = config.load(), ShardReader("data/shards/train")
+    network = models.build(params.model, reader.class_names, 64, 0).to(memory_format=torch.contiguous_format).train()
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    weights = [{"params": [p], "weight_decay": params.training.weight_decay} for p in network.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, fused=False, foreach=False)
+    losses = []
+    order = shuffled(len(reader), 0, 0)
+    for step, numbers in enumerate(np.array_split(order, engine.num_batches(len(order), 16))[:steps]):
+        torch.manual_seed(engine.derive_seed(0, 0, step))
+        pixels = torch.stack([reader.gather(np.array([n]))[0] for n in numbers]).permute(0, 3, 1, 2).contiguous()
+        pixels = (pixels / 255 - mean) / std
+        loss = F.cross_entropy(network(pixel_values=pixels).logits, reader.labels[numbers])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def fast_losses(trainer: engine.Trainer, steps: int) -> list[float]:
+    trainer.scheduler = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1.0)
+    trainer.network.train()
+    batches = trainer.train.batches(16, shuffled(len(trainer.train), 0, 0))
+    steps = [
+        trainer._step(images, labels, engine.derive_seed(0, 0, step), 64)[0].item()
+        for step, (images, labels) in zip(range(steps), batches, strict=False)
+    ]
+    return steps
+
+
+def test_the_fast_path_gives_the_losses_of_a_plain_loop(project):
+    # Another memory format sums in another order: the last digits of float32 differ, and grow with the steps.
+    np.testing.assert_allclose(fast_losses(make_trainer("fp32"), 4), plain_losses(4), rtol=1e-3)
+
+
+def test_bf16_stays_near_the_plain_loop(project):
+    np.testing.assert_allclose(fast_losses(make_trainer("bf16"), 4), plain_losses(4), rtol=0.05)
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(1, torch.bfloat16), (2, torch.float32)])
+def test_strided_depthwise_convolutions_stay_in_float32(stride, expected):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, stride=stride, padding=1, groups=8)
+    chosen = precision.resolve("cpu", "bf16")
+    inputs = torch.randn(2, 8, 12, 12)
+    plain = layer(inputs)
+    chosen.place(network := nn.Sequential(layer))
+    with chosen.autocast():
+        outputs = network(inputs)
+    assert outputs.dtype == expected
+    torch.testing.assert_close(outputs.float(), plain, rtol=0.02, atol=0.02)
