@@ -35,17 +35,17 @@ def main() -> None:
             network, normalize, test.batches(batch_size), precision.resolve("cpu", "fp32")
         )
         batches = (session.run(None, {"image": images.numpy()})[0] for images, _ in test.batches(batch_size))
-        values = export.compare(labels, expected, np.concatenate(list(batches)))
-        export.check(values, params.export)
-        values["onnx_bytes"] = (folder / "model.onnx").stat().st_size
+        compared = export.compare(labels, expected, np.concatenate(list(batches)))
+        export.check(compared, params.export)
+        size = (folder / "model.onnx").stat().st_size
+    values = {f"onnx_{name}": value for name, value in compared.items()} | {"onnx_bytes": size}
     with files.atomic(METRICS) as folder:
         files.write_json(folder / "metrics.json", values)
     report.write_report(REPORT, params, Path("metrics/train"), Path("metrics/evaluate"))
 
     weights = files.sha256(CHECKPOINT / "model.safetensors")
-    onnx_values = {f"onnx_{name.removeprefix('onnx_')}": value for name, value in values.items()}
-    tracking.add_to_model_run(params.mlflow, weights, onnx_values, onnx_model=EXPORT / "model.onnx")
-    print(f"export: {EXPORT}: ONNX agrees with torch on {values['agreement']:.2%} of {len(test)} test pictures")
+    tracking.add_to_model_run(params.mlflow, weights, values, onnx_model=EXPORT / "model.onnx")
+    print(f"export: {EXPORT}: ONNX agrees with torch on {values['onnx_agreement']:.2%} of {len(test)} test pictures")
 
 
 if __name__ == "__main__":

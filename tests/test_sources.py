@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -207,6 +208,29 @@ def test_without_the_hub_one_line_says_how_to_fetch(workspace):
     message = refused()
     assert f"data.source = uoft-cs/cifar10 at {commit} cannot be loaded" in message
     assert f"`hf download --repo-type dataset uoft-cs/cifar10 --revision {commit} --local-dir data/raw/NAME`" in message
+
+
+def offline_cache(folder: Path, commit: str) -> None:
+    """What `load_dataset("acme/pets", revision=commit)` leaves in the cache of `datasets`."""
+    parquet(folder / "pets", train=pets(40), test=pets(10, first=100))
+    datasets.load_dataset(str(folder / "pets"), cache_dir=str(folder))
+    (made,) = (folder / "pets").glob("default*/0.0.0/*/dataset_info.json")
+    cached = folder / f"acme___pets/default/0.0.0/{commit}"
+    shutil.copytree(made.parent, cached)
+    info = json.loads(made.read_text())
+    (cached / "dataset_info.json").write_text(json.dumps(info | {"config_name": "default", "dataset_name": "pets"}))
+
+
+def test_the_offline_cache_is_honoured_for_the_pinned_commit_alone(workspace, tmp_path, monkeypatch):
+    offline_cache(tmp_path / "cache", "a" * 40)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    edit_params(workspace, {"data": {"source": "acme/pets", "revision": "b" * 40}})
+    # `datasets` itself serves whatever it has cached last, of any commit.
+    assert f"the cache holds another commit, {'a' * 40}" in refused()
+    edit_params(workspace, {"data": {"revision": "a" * 40}})
+    prepare.main()
+    assert prepared("train")["count"] == 30 and prepared("test")["count"] == 10
 
 
 def test_a_temp_run_is_told_to_use_dvc_add(workspace, tmp_path, monkeypatch):

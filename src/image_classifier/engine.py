@@ -1,6 +1,7 @@
 """The mixed-precision loop: train an epoch, predict. Knows no tracker and no file."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from image_classifier import metrics, models, preprocess
 from image_classifier.config import Training
+from image_classifier.errors import UserError
 from image_classifier.precision import Precision
 from image_classifier.preprocess import Normalize
 from image_classifier.runtime import derive_seed
@@ -130,26 +132,29 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training pictures; augmentation and dropout follow from (seed, epoch, step).
 
-        Returns:
-            train_loss (cross-entropy without label smoothing, as in validation), train_accuracy,
-            and learning_rate, that of the last step.
+        The loss is the cross-entropy without label smoothing, as in validation.
         """
         size = image_size(self.training.resolution_schedule, epoch, self.training.num_epochs, self.train.resize.size)
         order = shuffled(len(self.train), self.seed, epoch)
         device = self.precision.device
         self._train_mode()
         # Sums stay on the device until the epoch ends: reading one would wait for the GPU.
-        loss_sum, correct, learning_rate = torch.zeros((), device=device), torch.zeros((), device=device), 0.0
+        loss_sum, correct, finite = torch.zeros((), device=device), torch.zeros((), device=device), 0
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
         with tqdm(total=len(self.train), desc=title, unit=" images", leave=False, disable=None) as bar:
             for step, (images, labels) in enumerate(self.clock.each(READING, self._batches(order))):
                 learning_rate = self.optimizer.param_groups[0]["lr"]
                 loss, hits = self._step(images, labels, derive_seed(self.seed, epoch, step), size)
-                loss_sum, correct = loss_sum + loss * len(labels), correct + hits
+                loss_sum, correct, finite = loss_sum + loss * len(labels), correct + hits, finite + loss.isfinite()
                 bar.update(len(labels))
         self.clock.images += len(self.train)
         with self.clock(COMPUTE):  # waits for the device
             train_loss, train_accuracy = float(loss_sum / len(self.train)), float(correct / len(self.train))
+        if not math.isfinite(train_loss):
+            raise UserError(
+                f"the loss is no longer finite from epoch {epoch + 1}, step {int(finite) + 1} of {step + 1}, learning "
+                f"rate {learning_rate:g}: lower training.learning_rate, or set training.gradient_clip"
+            )
         return {"train_loss": train_loss, "train_accuracy": train_accuracy, "learning_rate": learning_rate}
 
     def _batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:

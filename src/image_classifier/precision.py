@@ -24,10 +24,9 @@ class Precision:
         return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
 
     def place(self, network: nn.Module) -> None:
-        """Move the network to the device; on a CPU leave to float32 the one layer that half precision slows down.
+        """Move the network to the device; on a CPU, keep strided depthwise convolutions in float32.
 
-        A strided depthwise convolution's backward pass in bf16 takes twice as long as in fp32, and
-        without this a whole training step of MobileViT a quarter longer (torch 2.15 with oneDNN).
+        Their backward pass is twice as slow in bf16 (torch 2.15, oneDNN): a quarter of MobileViT's step.
         """
         network.to(self.device)
         if self.device.type == "cpu" and self.name != "fp32":

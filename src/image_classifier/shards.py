@@ -157,8 +157,7 @@ class ResidentShards:
 def prefetched(batches: Iterator[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """The same batches, each gathered by one thread while the one before is in use.
 
-    Args:
-        pin: put them into page-locked memory, from which a copy to a GPU need not be waited for.
+    `pin` puts them into page-locked memory, from which a copy to a GPU need not be waited for.
     """
 
     def load() -> tuple[Tensor, ...] | None:

@@ -120,7 +120,13 @@ def _hub(data: Data) -> datasets.DatasetDict:
         )
     fetch = f"hf download --repo-type dataset {data.source} --revision {data.revision} --local-dir {LOCAL}NAME"
     remedy = f"; without the hub, run `{fetch}` where it can be reached and set data.source={LOCAL}NAME here"
-    return _loaded(data.source, f"{what} at {data.revision}", remedy, revision=data.revision)
+    source = _loaded(data.source, f"{what} at {data.revision}", remedy, revision=data.revision)
+    # Without the hub `datasets` serves what it cached last, of any commit; its folder is named after that.
+    cached = {Path(file["filename"]).parent.name for rows in source.values() for file in rows.cache_files}
+    if cached != {data.revision}:
+        other = ", ".join(sorted(cached))
+        raise UserError(f"{what} at {data.revision}: no hub, and the cache holds another commit, {other}{remedy}")
+    return source
 
 
 def _loaded(path: str, what: str, remedy: str = "", **options) -> datasets.DatasetDict:

@@ -50,8 +50,7 @@ class Stopwatch:
 
     def rate(self) -> float:
         """Pictures per second of training, evaluation and bookkeeping apart."""
-        training = sum(self.seconds[phase] for phase in (READING, COPYING, COMPUTE, OPTIMIZER))
-        return self.images / training if training else 0.0
+        return self.images / (sum(self.seconds[phase] for phase in (READING, COPYING, COMPUTE, OPTIMIZER)) or 1.0)
 
     def table(self) -> str:
         """Seconds and shares per phase, the rate, and advice where compute does not dominate."""

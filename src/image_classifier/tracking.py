@@ -56,7 +56,8 @@ class Tracker:
         self.run_id = ""
         with _tolerated("starting a run"):
             client, experiment = _connect(config.mlflow)
-            run = client.create_run(experiment, run_name=run_name(), tags=tags)
+            # MLflow makes a name up where no DVC experiment runs.
+            run = client.create_run(experiment, run_name=os.environ.get("DVC_EXP_NAME"), tags=tags)
             params = [Param(name, str(value)) for name, value in _params(config, num_classes).items()]
             client.log_batch(run.info.run_id, params=params)
             self.client, self.run_id = client, run.info.run_id
@@ -131,7 +132,7 @@ def add_to_model_run(
             order_by=["attributes.start_time DESC"],
             max_results=1,
         )
-        run = found[0] if found else client.create_run(experiment, run_name=run_name())
+        run = found[0] if found else client.create_run(experiment, run_name=os.environ.get("DVC_EXP_NAME"))
         client.log_batch(run.info.run_id, tags=[RunTag(MODEL_TAG, model_sha256)])
         with mlflow.start_run(run_id=run.info.run_id):
             mlflow.log_metrics(values)
@@ -158,11 +159,6 @@ def _log_onnx(path: Path) -> None:
         pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")],
         save_as_external_data=False,
     )
-
-
-def run_name() -> str | None:
-    """The DVC experiment's name; None, for a name that MLflow makes up, where no experiment runs."""
-    return os.environ.get("DVC_EXP_NAME")
 
 
 def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
