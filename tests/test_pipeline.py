@@ -3,11 +3,12 @@
 import ast
 import importlib
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command
 from ruamel.yaml import YAML
 
 from image_classifier import config
@@ -119,14 +120,14 @@ def test_readme_commands_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     commands = readme_commands()
     for expected in ("make repro", "make test", "dvc exp run -S", "dvc metrics diff", "dvc plots show"):
-        assert any(command.startswith(expected) for command in commands), expected
-    for command in commands:
-        words = command.split()
+        assert any(line.startswith(expected) for line in commands), expected
+    for line in commands:
+        words = line.split()
         if words[0] == "make":
-            assert words[1] in targets, command
-        for key in re.findall(r"-S ([a-z_.]+)=", command):
+            assert words[1] in targets, line
+        for key in re.findall(r"-S ([a-z_.]+)=", line):
             section, name = key.split(".")
-            assert name in config.Config.model_fields[section].annotation.model_fields, command
+            assert name in config.Config.model_fields[section].annotation.model_fields, line
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
@@ -143,3 +144,17 @@ def test_lock_files_carry_hashes_and_no_address(name):
     packages = re.findall(r"^[a-z0-9].*?(?=^[a-z0-9]|\Z)", text, re.M | re.S)
     assert len(packages) > 100
     assert all("--hash=sha256:" in package for package in packages)
+
+
+@pytest.mark.parametrize(
+    ("stage", "unused"),
+    [
+        ("prepare", {"transformers", "mlflow", "dvclive", "onnxruntime"}),
+        ("train", {"datasets", "onnxruntime"}),
+        ("evaluate", {"datasets", "onnxruntime"}),
+        ("export", {"datasets"}),
+    ],
+)
+def test_a_stage_imports_only_what_it_uses(stage, unused):
+    code = f"import sys, stages.{stage}; print(*sorted({unused!r} & set(sys.modules)))"
+    assert command(ROOT, sys.executable, "-c", code, PYTHONPATH="src").stdout.split() == []
