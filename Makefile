@@ -43,6 +43,12 @@ test: setup .venv/installed-test ## Run the tests
 test-full: setup .venv/installed-test ## Run all tests, the long ones too
 	python -m pytest
 
+.PHONY: bench
+bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may run beside them
+	python -m benchmarks.training --record
+	python -m benchmarks.feeding --record
+	python -m benchmarks.preparing --record
+
 .PHONY: lint
 lint: setup .venv/installed-test ## Check style and format
 	ruff check

@@ -20,12 +20,15 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = {
     "data": {"image_size": 64, "test_fraction": None, "on_duplicate": "drop", "val_fraction": 0.05},
+    "model": {"dropout": None},
     "training": {
         "resolution_schedule": None,
         "batch_size": 32,
         "fast_mode": False,
         "optimizer": "sgd",
         "learning_rate": 0.05,
+        "weight_decay": 0.0005,
+        "warmup_fraction": 0.2,
         "scheduler": "one_cycle",
     },
 }

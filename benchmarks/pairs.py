@@ -22,7 +22,7 @@ def main(title: str, unit: str, ways: dict[str, Measurement], packages: Sequence
     """The command line of a benchmark: no argument runs it; the name of a way measures that one alone.
 
     Args:
-        unit: of what a way returns; more is better. The first way is compared with each of the others.
+        unit: of what a way returns; more is better. Each way is compared with the last, the peer.
         packages: whose versions matter.
     """
     parser = argparse.ArgumentParser(description=title)
@@ -49,19 +49,19 @@ def main(title: str, unit: str, ways: dict[str, Measurement], packages: Sequence
 
 
 def _table(title: str, unit: str, measured: dict[str, list[dict]], command: str, packages: Sequence[str]) -> str:
-    first, *others = measured
+    *_, peer = measured
     lines = [f"### {title}", "", f"`{command}`, {environment(packages)}", ""]
     lines += [
-        f"| way | {unit}, median | least to most | peak memory, GiB | {first} is faster by |",
-        "|---|---|---|---|---|",
+        f"| way | {unit}, median | least to most | peak memory of the main process, GiB | times the {peer}'s rate |"
     ]
+    lines += ["|---|---|---|---|---|"]
     for way, runs in measured.items():
         rates = [run["rate"] for run in runs]
-        ratios = [ours["rate"] / theirs["rate"] for ours, theirs in zip(measured[first], runs, strict=True)]
-        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if way in others else ""
-        peak = max(run["peak_gib"] for run in runs)
+        ratios = [ours["rate"] / theirs["rate"] for ours, theirs in zip(runs, measured[peer], strict=True)]
+        ratio = "" if way == peer else f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        peak = f"{max(run['peak_gib'] for run in runs):.1f}"
         spread = f"{min(rates):,.4g} to {max(rates):,.4g}"
-        lines.append(f"| {way} | {statistics.median(rates):,.4g} | {spread} | {peak:.1f} | {ratio} |")
+        lines.append(f"| {way} | {statistics.median(rates):,.4g} | {spread} | {peak} | {ratio} |")
     return "\n".join(lines)
 
 

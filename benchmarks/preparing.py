@@ -55,6 +55,7 @@ def processes() -> float:
             worker.start()
         for worker in workers:
             worker.join()
+            assert worker.exitcode == 0
         return COUNT / np.ndarray(WORKERS, np.float64, seconds.buf).max()
     finally:
         for memory in (made, seconds):
@@ -84,7 +85,7 @@ def written() -> float:
     """Images per second of `preparation.write`, everything included."""
     import datasets
 
-    from image_classifier import preparation, preprocess, splits
+    from image_classifier import config, preparation, preprocess, splits
 
     rows = datasets.Dataset.from_dict(
         {
@@ -102,11 +103,12 @@ def written() -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        screen = splits.Screen("fail", "count")
+        params = config.load(pairs.ROOT / "params.yaml")
+        screen = splits.Screen(params.data)
         preparation.write(Path(folder) / "train", "train", rows, preprocess.Resize(SIZE, "stretch"), screen)
         return COUNT / (time.perf_counter() - start)
 
 
 if __name__ == "__main__":
-    ways = {"prepare": threads, "PIL loop": processes, "prepare, written": written}
+    ways = {"prepare": threads, "prepare, written": written, "PIL loop": processes}
     pairs.main("Preparing: decode and resize", "images/s", ways, ["torch", "pillow"])

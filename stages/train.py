@@ -26,7 +26,7 @@ def main() -> None:
     trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
     clock = trainer.clock
 
-    state = resume.State(resume.fingerprint(params, TRAIN / "index.json", VAL / "index.json"))
+    state = resume.State(resume.fingerprint(params, chosen, TRAIN / "index.json", VAL / "index.json"))
     if kept := state.load():
         trainer.load_state_dict(kept)
         print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")

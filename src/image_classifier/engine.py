@@ -1,7 +1,6 @@
 """The mixed-precision loop: train an epoch, predict. Knows no tracker and no file."""
 
 import copy
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -60,7 +59,7 @@ def build_scheduler(optimizer: Optimizer, training: Training, steps: int) -> lr_
             optimizer,
             max_lr=training.learning_rate,
             total_steps=steps,
-            pct_start=training.warmup_fraction,
+            pct_start=training.warmup_fraction if training.warmup_fraction * steps > 1 else 0.0,  # 1: torch fails
             cycle_momentum=False,
             anneal_strategy="linear",
         )
@@ -103,8 +102,9 @@ class Trainer:
         compiles = self.training.use_compile and self.precision.device.type == "cuda"
         self.forward = torch.compile(self.network) if compiles else self.network
         self.resident: ResidentShards | None = None
-        # Half of a GPU's free memory may hold the training set; the rest is for activations.
-        if self.precision.device.type == "cuda" and self.train.num_bytes() <= torch.cuda.mem_get_info()[0] / 2:
+        # A quarter of a GPU's free memory may hold the training set; the rest is for activations.
+        num_bytes = sum(images.nbytes for images in self.train.images)
+        if self.precision.device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info()[0] / 4:
             self.resident = ResidentShards(self.train, self.precision.device)
         self.augmentation = None
         if not self.training.fast_mode:
@@ -138,24 +138,26 @@ class Trainer:
         order = shuffled(len(self.train), self.seed, epoch)
         device = self.precision.device
         self._train_mode()
-        # Sums stay on the device until the epoch ends: reading one would wait for the GPU.
-        loss_sum, correct, finite = torch.zeros((), device=device), torch.zeros((), device=device), 0
+        # What is measured stays on the device until the epoch ends: reading it would wait for the GPU.
+        losses, rates, correct = [], [], torch.zeros((), device=device)
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
         with tqdm(total=len(self.train), desc=title, unit=" images", leave=False, disable=None) as bar:
             for step, (images, labels) in enumerate(self.clock.each(READING, self._batches(order))):
-                learning_rate = self.optimizer.param_groups[0]["lr"]
+                rates.append(self.optimizer.param_groups[0]["lr"])
                 loss, hits = self._step(images, labels, derive_seed(self.seed, epoch, step), size)
-                loss_sum, correct, finite = loss_sum + loss * len(labels), correct + hits, finite + loss.isfinite()
+                losses.append(loss * len(labels))
+                correct += hits
                 bar.update(len(labels))
         self.clock.images += len(self.train)
         with self.clock(COMPUTE):  # waits for the device
-            train_loss, train_accuracy = float(loss_sum / len(self.train)), float(correct / len(self.train))
-        if not math.isfinite(train_loss):
+            sums, train_accuracy = torch.stack(losses).cpu(), float(correct / len(self.train))
+        if len(lost := (~sums.isfinite()).nonzero()):
             raise UserError(
-                f"the loss is no longer finite from epoch {epoch + 1}, step {int(finite) + 1} of {step + 1}, learning "
-                f"rate {learning_rate:g}: lower training.learning_rate, or set training.gradient_clip"
+                f"the loss is no number in epoch {epoch + 1}, step {int(lost[0]) + 1} of {len(sums)}, learning rate "
+                f"{rates[int(lost[0])]:g}: lower training.learning_rate, or set training.gradient_clip"
             )
-        return {"train_loss": train_loss, "train_accuracy": train_accuracy, "learning_rate": learning_rate}
+        train_loss = float(sums.sum() / len(self.train))
+        return {"train_loss": train_loss, "train_accuracy": train_accuracy, "learning_rate": rates[-1]}
 
     def _batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         if self.resident:
@@ -241,10 +243,10 @@ def _rank(values: dict[str, float]) -> tuple[float, float]:
 def predict(
     network: PreTrainedModel, normalize: Normalize, batches: Batches, precision: Precision
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classify every picture.
+    """Classify every picture: labels int64 [N] and probabilities float32 [N, classes].
 
-    Returns:
-        labels int64 [N] and probabilities float32 [N, classes].
+    Raises:
+        UserError: an output is no number.
     """
     network.eval()
     all_labels, all_probabilities = [], []
@@ -253,4 +255,7 @@ def predict(
             logits = network(pixel_values=normalize(images.to(precision.device))).logits
         all_probabilities.append(logits.float().softmax(dim=1).cpu())
         all_labels.append(labels)
-    return torch.cat(all_labels).numpy(), torch.cat(all_probabilities).numpy()
+    labels, probabilities = torch.cat(all_labels), torch.cat(all_probabilities)
+    if not probabilities.isfinite().all():
+        raise UserError("the network's outputs are no numbers: train again with a lower training.learning_rate")
+    return labels.numpy(), probabilities.numpy()

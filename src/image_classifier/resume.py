@@ -15,9 +15,10 @@ import torch
 
 from image_classifier import files, runtime
 from image_classifier.config import Config
+from image_classifier.precision import Precision
 
 
-def fingerprint(config: Config, *data: Path) -> str:
+def fingerprint(config: Config, precision: Precision, *data: Path) -> str:
     """A hash of all that decides the trained model: params, data, code and versions.
 
     Args:
@@ -29,6 +30,7 @@ def fingerprint(config: Config, *data: Path) -> str:
         "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
         "code": {path.name: files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
         "versions": [sys.version, version("torch"), version("transformers")],
+        "precision": f"{precision.name} on {precision.device}",
         "threads": torch.get_num_threads(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -114,10 +114,6 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def num_bytes(self) -> int:
-        """What the pictures take up in memory."""
-        return sum(images.nbytes for images in self.images)
-
     def gather(self, indices: np.ndarray) -> Tensor:
         """The pictures with these numbers, in this order: uint8 [N, size, size, 3]."""
         batch = torch.empty((len(indices), *self.images[0].shape[1:]), dtype=torch.uint8)
@@ -149,16 +145,13 @@ class ResidentShards:
 
     def batches(self, batch_size: int, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `ShardReader.batches`, on the device."""
-        for indices in np.array_split(order, num_batches(len(order), batch_size)):
-            rows = torch.from_numpy(indices).to(self.images.device)
-            yield self.images[rows], self.labels[rows]
+        rows = torch.from_numpy(order).to(self.images.device)  # once: each copy waits for the device
+        for part in rows.tensor_split(num_batches(len(order), batch_size)):
+            yield self.images[part], self.labels[part]
 
 
 def prefetched(batches: Iterator[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches, each gathered by one thread while the one before is in use.
-
-    `pin` puts them into page-locked memory, from which a copy to a GPU need not be waited for.
-    """
+    """The same batches, the next one gathered by a thread meanwhile; `pin` spares a GPU the wait for copies."""
 
     def load() -> tuple[Tensor, ...] | None:
         batch = next(batches, None)

@@ -124,8 +124,7 @@ def _hub(data: Data) -> datasets.DatasetDict:
     # Without the hub `datasets` serves what it cached last, of any commit; its folder is named after that.
     cached = {Path(file["filename"]).parent.name for rows in source.values() for file in rows.cache_files}
     if cached != {data.revision}:
-        other = ", ".join(sorted(cached))
-        raise UserError(f"{what} at {data.revision}: no hub, and the cache holds another commit, {other}{remedy}")
+        raise UserError(f"{what} at {data.revision}: without the hub, the cache gave {', '.join(cached)}{remedy}")
     return source
 
 
