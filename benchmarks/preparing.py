@@ -25,22 +25,24 @@ WORKERS = len(os.sched_getaffinity(0))
 
 
 def threads() -> float:
-    """Images per second of decode and resize as prepare does them."""
+    """Images per second of decode and resize as prepare does them, the hash of the pixels included."""
     import torch
 
-    from image_classifier import preprocess
+    from image_classifier import preparation, preprocess
 
     torch.set_num_threads(1)
     files, resize = pictures(COUNT), preprocess.Resize(SIZE, "stretch")
     made = torch.empty((COUNT, SIZE, SIZE, 3), dtype=torch.uint8)
 
-    def make(number: int) -> None:
-        made[number] = resize(preprocess.decode(files[number]))
+    def make(start: int) -> None:
+        images = [{"bytes": data, "path": None} for data in files[start : start + preparation.TASK_SIZE]]
+        for number, (_, picture, _) in enumerate(preparation.make(resize, images, [""] * len(images))):
+            made[start + number] = picture
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(make, range(256)))  # the first pictures also load the decoder
+        list(pool.map(make, range(0, 256, preparation.TASK_SIZE)))  # the first pictures also load the decoder
         start = time.perf_counter()
-        list(pool.map(make, range(COUNT)))
+        list(pool.map(make, range(0, COUNT, preparation.TASK_SIZE)))
     return COUNT / (time.perf_counter() - start)
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from conftest import command, edit_params
 from PIL import Image
 from test_preprocess import encoded
 
-from image_classifier import config, files, sources
+from image_classifier import config, files, preparation, preprocess, sources
 from image_classifier.errors import UserError
 from stages import prepare
 
@@ -347,3 +348,17 @@ def test_own_pictures_under_dvc_reach_an_experiment_in_its_own_folder(project):
     command(project, "dvc", "exp", "run", "--temp", "-n", "pets", *changes)
     shown = json.loads(command(project, "dvc", "metrics", "diff", "HEAD", "pets", "--json").stdout)
     assert shown["metrics/evaluate/metrics.json"]["num_classes"]["new"] == 2
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop"])
+def test_pictures_resized_together_are_those_resized_alone_in_order(mode):
+    resize = preprocess.Resize(32, mode)
+    sizes = [(9, 7), (300, 200), (9, 7), (40, 50), (300, 200), (9, 7)]
+    pictures = [picture(number, size) for number, size in enumerate(sizes)]
+    images = [{"bytes": encoded(image), "path": None} for image in pictures]
+    images.insert(2, {"bytes": b"no picture", "path": None})
+    made = preparation.make(resize, images, [f"row {number}" for number in range(7)])
+    assert [where for where, *_ in made] == [f"row {number}" for number in range(7)]
+    assert made.pop(2)[1:] == [None, "not a picture that Pillow knows"]
+    for (_, pixels, digest), alone in zip(made, pictures, strict=True):
+        assert torch.equal(pixels, resize(alone)) and digest == preprocess.digest(alone)

@@ -103,13 +103,11 @@ def check(values: dict[str, float], limits: Export) -> None:
     Raises:
         UserError: agreement or relative error is outside the limits.
     """
-    if values["agreement"] < limits.min_agreement:
-        raise UserError(
-            f"the ONNX model agrees with torch on {values['agreement']:.4%} of the test pictures, "
-            f"less than export.min_agreement = {limits.min_agreement}: nothing was exported"
-        )
-    if not values["max_relative_error"] <= limits.max_relative_error:
-        raise UserError(
-            f"the ONNX model's probabilities are off by {values['max_relative_error']:.2g}, "
-            f"more than export.max_relative_error = {limits.max_relative_error}: nothing was exported"
-        )
+    agreement, error = values["agreement"], values["max_relative_error"]
+    if agreement < limits.min_agreement:
+        fault = f"agrees with torch on {agreement:.4%}, less than export.min_agreement = {limits.min_agreement}"
+    elif not error <= limits.max_relative_error:
+        fault = f"is off by {error:.2g}, more than export.max_relative_error = {limits.max_relative_error}"
+    else:
+        return
+    raise UserError(f"on the test pictures the ONNX model {fault}: nothing was exported")

@@ -1,12 +1,15 @@
 """From the rows of a source to shards: decode, screen, resize, on every core."""
 
 import os
+from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import datasets
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from image_classifier import preprocess, sources
@@ -15,42 +18,29 @@ from image_classifier.preprocess import Resize
 from image_classifier.shards import ShardWriter
 from image_classifier.splits import Screen
 
-BATCH_SIZE = 256  # rows read from the source at a time, so that memory does not grow with it
+TASK_SIZE = 64  # pictures that a thread takes at a time
+SMALL = 128 * 128  # pixels: up to here a picture is resized together with others of its size
 
 
 def write(folder: Path, split: str, rows: datasets.Dataset, resize: Resize, screen: Screen) -> int:
-    """Write the pictures of a split that `screen` admits.
+    """Write the pictures that `screen` admits, of rows with the columns of `sources.load`; return their number.
 
     The bytes do not depend on the number of cores: threads decode and resize, in order.
-
-    Args:
-        rows: with the columns of `sources.load`.
-
-    Returns:
-        the number of pictures written.
 
     Raises:
         UserError: no picture of a class is left.
     """
-
-    def make(image: dict | None, row: str) -> tuple[str, Tensor | None, bytes | str]:
-        where = sources.location(image, row)
-        try:
-            picture = preprocess.decode(sources.read(image))
-        except preprocess.UnreadableImage as error:
-            return where, None, str(error)
-        except OSError as error:
-            return where, None, error.strerror
-        return where, resize(picture), preprocess.digest(picture)
-
-    torch.set_num_threads(1)  # one picture per thread is faster than one picture on all
+    torch.set_num_threads(1)  # each thread resizes by itself
+    cores = len(os.sched_getaffinity(0))
     writer = ShardWriter(folder, resize)
     with (
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads,
+        ThreadPoolExecutor(cores) as threads,
         tqdm(total=len(rows), desc=split, unit=" images", leave=False, disable=None) as bar,
     ):
-        for part in rows.iter(BATCH_SIZE):
-            made = threads.map(make, part["image"], part["row"])
+        for part in rows.iter(2 * cores * TASK_SIZE):  # so memory does not grow with the source
+            starts = range(0, len(part["row"]), TASK_SIZE)
+            tasks = ([part[name][start : start + TASK_SIZE] for start in starts] for name in ("image", "row"))
+            made = chain.from_iterable(threads.map(partial(make, resize), *tasks))
             for (where, picture, found), label in zip(made, part["label"], strict=True):
                 if picture is None:
                     screen.reject(split, where, found)
@@ -62,3 +52,28 @@ def write(folder: Path, split: str, rows: datasets.Dataset, resize: Resize, scre
         screen.conclude()  # which may say why
         raise UserError(f"no picture of the class {', '.join(missing[:5])} is left in {split}")
     return writer.close(names, screen.findings(split))
+
+
+def make(resize: Resize, images: Sequence[dict | None], rows: Sequence[str]) -> list[list]:
+    """Decode and resize: where each picture was found, itself or None, and its digest or what is wrong with it.
+
+    Small pictures are resized together: one by one, threads would hold each other up at Python's
+    lock. Large ones are resized as they come, so that each thread holds one of them at a time.
+    """
+    made, waiting = [], defaultdict(list)
+    for image, row in zip(images, rows, strict=True):
+        where = sources.location(image, row)
+        try:
+            picture = preprocess.decode(sources.read(image))
+        except (preprocess.UnreadableImage, OSError) as error:
+            made.append([where, None, getattr(error, "strerror", None) or str(error)])
+            continue
+        small = picture.width * picture.height <= SMALL
+        made.append([where, None if small else resize(picture), preprocess.digest(picture)])
+        if small:
+            waiting[picture.size].append((made[-1], picture))
+    for group in waiting.values():
+        resized = resize.many([picture for _, picture in group])
+        for (entry, _), pixels in zip(group, resized, strict=True):
+            entry[1] = pixels
+    return made

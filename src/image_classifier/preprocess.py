@@ -61,12 +61,17 @@ class Resize:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return uint8 [size, size, 3]: height, width, RGB."""
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        pixels = pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
-        pixels = F.interpolate(pixels, self._target(image.height, image.width), mode="bilinear", antialias=True)
+        return self.many([image])[0]
+
+    def many(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures of one size, in one pass: uint8 [N, size, size, 3]."""
+        width, height = images[0].size
+        pixels = torch.frombuffer(bytearray().join(image.tobytes() for image in images), dtype=torch.uint8)
+        pixels = pixels.view(len(images), height, width, 3).permute(0, 3, 1, 2)
+        pixels = F.interpolate(pixels, self._target(height, width), mode="bilinear", antialias=True)
         top, left = (pixels.shape[2] - self.size) // 2, (pixels.shape[3] - self.size) // 2
-        middle = pixels[0, :, top : top + self.size, left : left + self.size]
-        return middle.permute(1, 2, 0).contiguous()
+        middle = pixels[:, :, top : top + self.size, left : left + self.size]
+        return middle.permute(0, 2, 3, 1).contiguous()
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         if self.mode == "stretch":

@@ -21,10 +21,7 @@ def write_evaluation(
 ) -> dict[str, float]:
     """Write metrics.json, per_class.csv and predictions.csv; return the metrics.
 
-    Args:
-        labels: int64 [N].
-        probabilities: float [N, classes].
-        hashes: SHA-256 of each picture's decoded pixels, hex.
+    `labels` are int64 [N], `probabilities` float [N, classes], `hashes` each picture's SHA-256 in hex.
     """
     folder.mkdir()
     values = metrics.classification(labels, probabilities)

@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
     return {
         "python": f"{platform.python_version()} {sys.executable}",
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
         "threads": str(torch.get_num_threads()),
         "git.commit": _git("rev-parse", "HEAD"),
         "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
@@ -63,14 +63,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+def _cpu() -> str:
+    return torch.cpu.get_capabilities().get("cpu_name", platform.machine())
 
 
 def _git(*arguments: str) -> str:

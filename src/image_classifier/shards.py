@@ -51,13 +51,9 @@ class ShardWriter:
             self._flush()
 
     def close(self, class_names: list[str], findings: dict[str, list[str]]) -> int:
-        """Write the last shard and then the index, which makes the folder readable.
+        """Write the last shard and then the index, which makes the folder readable; return how many pictures.
 
-        Args:
-            findings: what a reader should know about the pictures, such as those left out.
-
-        Returns:
-            the number of pictures.
+        `findings` are what a reader should know about the pictures, such as those left out.
         """
         if self.filled:
             self._flush()

@@ -12,10 +12,8 @@ EVALUATION, TRACKING, SAVING = "evaluation", "tracking", "saving"
 ADVICE = {
     READING: (0.1, "reading the shards: put data/shards on a faster disk, or give the machine memory to cache them"),
     COPYING: (0.2, "copying and augmenting: set training.fast_mode=true, or switch augmentations off one by one"),
-    OPTIMIZER: (0.2, "the optimiser: a larger training.batch_size steps less often"),
     EVALUATION: (0.3, "evaluation: a smaller data.val_fraction leaves more of the time to training"),
     TRACKING: (0.1, "tracking: is the MLflow server far away? mlflow.tracking_uri=null keeps the run here"),
-    SAVING: (0.1, "saving: put .resume and models on a faster disk"),
 }
 
 

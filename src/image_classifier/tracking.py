@@ -40,13 +40,10 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 
 class Tracker:
-    """Logs one training to DVCLive's folder and to a new MLflow run.
+    """Logs one training to DVCLive's folder, which is emptied, and to a new MLflow run.
 
-    Args:
-        folder: DVCLive's folder; it is emptied.
-        config: every key goes to MLflow as a parameter.
-        num_classes: a parameter too.
-        tags: facts that may differ between equal runs, for MLflow alone.
+    Every key of `config` and `num_classes` become parameters there, `tags` (facts that may differ
+    between equal runs) tags.
     """
 
     def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str]):
@@ -119,10 +116,7 @@ def add_to_model_run(
 ) -> None:
     """Add to the newest finished run of the model with these weights; open one if there is none.
 
-    Args:
-        values: metrics, under the names they shall have in MLflow.
-        artifacts: a folder to keep beside them.
-        onnx_model: an ONNX file to log as the run's model.
+    `values` are metrics under their names in MLflow, `artifacts` a folder, `onnx_model` the file of the run's model.
     """
     with _tolerated("logging"):
         client, experiment = _connect(settings)
