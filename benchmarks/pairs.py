@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from image_classifier import runtime
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 
@@ -67,13 +69,11 @@ def _table(title: str, unit: str, measured: dict[str, list[dict]], command: str,
 
 def environment(packages: Sequence[str]) -> str:
     """The hardware and versions that a figure holds for, in one line."""
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    processor = next(line.split(":")[1].strip() for line in cpuinfo if "model name" in line)
+    facts = runtime.environment()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    command = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    commit = facts["git.commit"][:7] + (" with changes" if facts["git.dirty"] == "true" else "")
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {processor}, Python {platform.python_version()}, {versions}, commit {commit}"
+    return f"{cores} cores of {facts['processor']}, Python {platform.python_version()}, {versions}, commit {commit}"
 
 
 def record(name: str, text: str) -> None:

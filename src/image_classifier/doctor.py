@@ -44,12 +44,13 @@ def _packages() -> str:
 def _git() -> str:
     commit = _output("git", "rev-parse", "--short", "HEAD", remedy="run `make setup`, which makes a first commit")
     _output("git", "var", "GIT_COMMITTER_IDENT", remedy="set user.name and user.email; experiments need them")
-    return f"commit {commit}"
+    changed = _output("git", "status", "--porcelain", remedy="run `git status`").splitlines()
+    return f"commit {commit}, {len(changed)} changed files"
 
 
 def _dvc() -> str:
-    _output(sys.executable, "-m", "dvc", "root", "-q", remedy="run this from a clone of the project")
-    return "repository found; `dvc status` says what has changed"
+    _output(sys.executable, "-m", "dvc", "stage", "list", "-q", remedy="mend dvc.yaml, or run this from a clone")
+    return "the repository and dvc.yaml are readable; `dvc status` says what has changed"
 
 
 def _params() -> str:
