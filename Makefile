@@ -33,7 +33,7 @@ repro: setup ## Run the pipeline: prepare, train, evaluate, export
 
 .PHONY: recipe
 recipe: setup ## Write a recipe into params.yaml: make recipe NAME=cifar10
-	@python -m image_classifier recipe $(or $(NAME),$(error which one? make recipe NAME=cifar10; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
+	@python -m recipes $(or $(NAME),$(error which one? make recipe NAME=cifar10; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
 
 .PHONY: test
 test: setup .venv/installed-test ## Run the tests
@@ -41,18 +41,29 @@ test: setup .venv/installed-test ## Run the tests
 
 .PHONY: test-full
 test-full: setup .venv/installed-test ## Run all tests, the long ones too
-	python -m pytest
+	INPUTS=many python -m pytest
 
 .PHONY: bench
 bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may run beside them
 	python -m benchmarks.training --record
 	python -m benchmarks.feeding --record
 	python -m benchmarks.preparing --record
+	python -m benchmarks.overhead --record
 
-.PHONY: lint
-lint: setup .venv/installed-test ## Check style and format
-	ruff check
-	ruff format --check
+.PHONY: bench-full
+bench-full: ## Run all benchmarks, an hour: make bench-full PICTURES=folder of train.parquet and test.parquet
+	@test -d "$(PICTURES)" || { echo "which pictures? make bench-full PICTURES=data/raw/cifar10"; exit 1; }
+	$(MAKE) bench
+	python -m benchmarks.precisions --record
+	python -m benchmarks.resolution $(PICTURES) --record
+
+.PHONY: verify
+verify: setup ## Run the committed state twice in two places and compare every byte
+	python -m benchmarks.verify
+
+.PHONY: audit
+audit: setup .venv/installed-test ## Look the locked packages up in the list of known vulnerabilities
+	python -m benchmarks.audit
 
 .PHONY: lock
 lock: ## Compile the lock files from pyproject.toml (needs uv)
@@ -63,7 +74,3 @@ LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 .PHONY: ui
 ui: setup ## Open MLflow on http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
-
-.PHONY: clean
-clean: ## Remove the environment, MLflow's store and what stages left; keep DVC's cache
-	rm -rf .venv .resume dvc_plots mlruns mlflow.db mlflow.db.lock

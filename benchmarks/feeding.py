@@ -31,7 +31,7 @@ def shards() -> float:
         writer = ShardWriter(Path(folder) / "train", resize)
         for number, data in enumerate(pictures(COUNT)):
             writer.add(resize(preprocess.decode(data)), number % len(CLASSES), bytes(32))
-        writer.close(CLASSES, {})
+        writer.close(CLASSES)
         reader = ShardReader(Path(folder) / "train")
         for epoch in range(2):
             start = time.perf_counter()

@@ -75,7 +75,7 @@ def write_shards(parquet: Path, folder: Path) -> None:
         writer = ShardWriter(folder / name, resize)
         for row in rows:
             writer.add(resize(preprocess.decode(row[image]["bytes"])), row[label], bytes(32))
-        writer.close(rows.features[label].names, {})
+        writer.close(rows.features[label].names)
 
 
 def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 from image_classifier import config, engine, files, models, precision, report, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
@@ -11,6 +13,7 @@ CHECKPOINT = Path("models/checkpoint")
 METRICS = Path("metrics/evaluate")
 
 
+@FileLock(".resume/evaluate.lock", blocking=False)  # a killed DVC leaves its stage running
 def main() -> None:
     """Classify the test pictures; write the metrics, the per-class table and every prediction."""
     print(f"evaluate: {sys.executable}")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from image_classifier import config, engine, export, files, models, precision, report, runtime, tracking
 from image_classifier.errors import run
@@ -16,6 +17,7 @@ METRICS = Path("metrics/export")
 REPORT = Path("metrics/report.md")
 
 
+@FileLock(".resume/export.lock", blocking=False)  # a killed DVC leaves its stage running
 def main() -> None:
     """Write the ONNX and Hugging Face folders; refuse them unless they are the model evaluated."""
     print(f"export: {sys.executable}")
@@ -44,7 +46,7 @@ def main() -> None:
     report.write_report(REPORT, params, Path("metrics/train"), Path("metrics/evaluate"))
 
     weights = files.sha256(CHECKPOINT / "model.safetensors")
-    tracking.add_to_model_run(params.mlflow, weights, values, onnx_model=EXPORT / "model.onnx")
+    tracking.add_to_model_run(params.mlflow, weights, values, onnx=EXPORT / "model.onnx")
     print(f"export: {EXPORT}: ONNX agrees with torch on {values['onnx_agreement']:.2%} of {len(test)} test pictures")
 
 

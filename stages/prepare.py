@@ -4,13 +4,16 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from filelock import FileLock
+
 from image_classifier import config, files, preparation, sources, splits
 from image_classifier.errors import run
 from image_classifier.preprocess import Resize
 
-SHARDS = Path("data/shards")
+SHARDS, SCRATCH = Path("data/shards"), Path("data/.source")
 
 
+@FileLock(".resume/prepare.lock", blocking=False)  # a killed DVC leaves its stage running
 def main() -> None:
     """Load the source, split it, and stream each split into uint8 shards: all three or none."""
     print(f"prepare: {sys.executable}")
@@ -18,10 +21,13 @@ def main() -> None:
     resize = Resize(params.data.image_size, params.data.resize)
     screen = splits.Screen(params.data)
     counts = {}
-    with files.scratch(Path("data/.source")) as scratch, ExitStack() as finished:
-        source = sources.load(params.data, scratch)
+    files.remove(SCRATCH)  # of a killed run: `datasets` would take a changed file with its old time for the same
+    with ExitStack() as finished:
+        finished.callback(files.remove, SCRATCH)
+        source = sources.load(params.data, SCRATCH)
+        key = preparation.fingerprint(params.data, params.seed)
         for name, rows in splits.split(source, params.data, params.seed).items():
-            folder = finished.enter_context(files.atomic(SHARDS / name))
+            folder = finished.enter_context(files.resumable(SHARDS / name, key))
             counts[name] = preparation.write(folder, name, rows, resize, screen)
         screen.conclude()
     for name, count in counts.items():

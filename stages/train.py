@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 from image_classifier import config, engine, files, models, precision, resume, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
@@ -10,8 +12,10 @@ from image_classifier.timing import SAVING, TRACKING
 
 TRAIN, VAL = Path("data/shards/train"), Path("data/shards/val")
 CHECKPOINT = Path("models/checkpoint")
+SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # of each epoch
 
 
+@FileLock(".resume/train.lock", blocking=False)  # a killed DVC leaves its stage running
 def main() -> None:
     """Train, keep the best epoch on val, and log every epoch to DVCLive and MLflow."""
     print(f"train: {sys.executable}")
@@ -27,25 +31,26 @@ def main() -> None:
     clock = trainer.clock
 
     state = resume.State(resume.fingerprint(params, chosen, TRAIN / "index.json", VAL / "index.json"))
-    if kept := state.load():
-        trainer.load_state_dict(kept)
-        print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")
-
     tags = runtime.environment() | {"precision": chosen.name, "precision.reason": chosen.reason}
-    with tracking.Tracker("metrics/train", params, len(train.class_names), tags) as tracker:
+    num_classes = len(train.class_names)
+    with state.lock, tracking.Tracker("metrics/train", params, num_classes, tags, state.lock.lock_file) as tracker:
+        if kept := state.load():
+            trainer.load_state_dict(kept)
+            print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")
         for epoch, values in enumerate(trainer.history):
             tracker.log_epoch(epoch, values)
         for values in trainer.epochs():
             with clock(SAVING):
-                state.save(trainer.state_dict())
+                state.save(len(trainer.history), trainer.state_dict())
             with clock(TRACKING):
                 tracker.log_epoch(len(trainer.history) - 1, values)
-            print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {engine.summary(values)}")
+            shown = ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)
+            print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {shown}")
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
             models.save(folder, network, normalize, train.resize)
         best = trainer.best["metrics"]
         tracker.finish(best, files.sha256(CHECKPOINT / "model.safetensors"), clock)
-    state.discard()
+        files.remove(state.folder)
     print(f"train: where the time went\n{clock.table()}")
     print(f"train: {CHECKPOINT} holds epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}")
 

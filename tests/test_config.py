@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from image_classifier import config
 from image_classifier.errors import UserError
+from recipes.__main__ import apply
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
         ({"training": {"fast_mode": "yes"}}, "training.fast_mode = 'yes': input should be a valid boolean"),
         ({"training": {"resolution_schedule": []}}, "training.resolution_schedule = []: list should have at least 1"),
         ({"training": {"resolution_schedule": [64, 192]}}, "192 is larger than data.image_size = 160"),
-        ({"data": {"image_size": 150}}, "data.image_size = 150: must be a multiple of 32"),
+        ({"data": {"image_size": 150}}, "data.image_size = 150: input should be a multiple of 32"),
         ({"data": {"image_size": "big"}}, "data.image_size = 'big': input should be a valid integer"),
         ({"data": {"val_fraction": 1.5}}, "data.val_fraction = 1.5: input should be less than 1"),
         ({"data": None}, "data = None: input should be a valid dictionary"),
@@ -81,7 +82,7 @@ def test_numbers_as_dvc_writes_them_are_numbers(params):
 
 @pytest.mark.parametrize("recipe", [path.stem for path in (ROOT / "recipes").glob("*.yaml")])
 def test_a_recipe_is_written_into_params_and_keeps_the_comments(params, recipe):
-    changed = config.apply_recipe(recipe, params, ROOT / "recipes")
+    changed = apply(recipe, params)
     assert changed
     written, wanted = config.load(params).model_dump(), YAML(typ="safe").load(ROOT / f"recipes/{recipe}.yaml")
     for section, values in wanted.items():
@@ -89,16 +90,16 @@ def test_a_recipe_is_written_into_params_and_keeps_the_comments(params, recipe):
     before, after = (ROOT / "params.yaml").read_text().splitlines(), params.read_text().splitlines()
     assert [line.split("#")[1:] for line in before] == [line.split("#")[1:] for line in after]
     assert sum(old != new for old, new in zip(before, after, strict=True)) == len(changed)
-    assert config.apply_recipe(recipe, params, ROOT / "recipes") == []
+    assert apply(recipe, params) == []
 
 
 def test_a_bad_recipe_changes_nothing(params, tmp_path):
     before = params.read_text()
     with pytest.raises(UserError, match="missing; the recipes are .*cifar10"):
-        config.apply_recipe("nothing", params, ROOT / "recipes")
+        apply("nothing", params)
     for name, text in (("key", "training:\n  speed: 9\n"), ("value", "training:\n  num_epochs: 0\n")):
         (tmp_path / f"{name}.yaml").write_text(text)
         with pytest.raises(UserError, match=r"training\.(speed|num_epochs)"):
-            config.apply_recipe(name, params, tmp_path)
+            apply(name, params, tmp_path)
     assert params.read_text() == before
     assert not list(tmp_path.glob("*unfinished"))

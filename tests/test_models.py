@@ -76,7 +76,7 @@ def test_dropout_is_a_setting(tmp_path, chosen, rates):
 @pytest.mark.parametrize("kind", TINY)
 def test_from_scratch(tmp_path, kind):
     network = build(settings(folder(tmp_path, kind)))
-    assert models.class_names(network.config) == CLASSES
+    assert list(network.config.id2label.values()) == CLASSES
     assert network.eval()(pixel_values=torch.randn(2, 3, 64, 64)).logits.shape == (2, 3)
 
 

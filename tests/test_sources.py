@@ -7,6 +7,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import command, edit_params
@@ -182,6 +184,22 @@ def test_rows_without_a_picture_are_unreadable(workspace):
     assert "row 3 of train: not a picture" in message and "row 5 of train: not a picture" in message
 
 
+def test_a_table_cannot_name_files_outside_of_the_pictures(workspace):
+    picture(1).save(workspace / "secret.png")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    for number, path in enumerate([str(workspace / "secret.png"), "data/raw/../../secret.png"]):
+        rows = pets(40)
+        rows["img"][7] = {"bytes": None, "path": path}
+        # Not with `datasets`, which would read the file into the table.
+        table = pyarrow.Table.from_pydict(rows, schema=features.arrow_schema)
+        folder = workspace / f"data/raw/pets{number}"
+        folder.mkdir()
+        pyarrow.parquet.write_table(table, folder / "train.parquet")
+        edit_params(workspace, {"data": {"source": str(folder.relative_to(workspace))}})
+        message = refused()
+        assert "row 7 of train: " in message and "secret.png lies outside data/raw/" in message
+
+
 def test_a_class_that_duplicates_would_empty_is_refused(workspace):
     class_folders(workspace / "data/raw/pets/train", 16)
     class_folders(workspace / "data/raw/pets/test", 16)
@@ -290,8 +308,8 @@ def empty_class(folder: Path) -> None:
         (beside_splits, {}, "data/raw/pets holds the splits train and also extra"),
         (nested, {}, "data/raw/pets/cat/more is a folder inside a class"),
         (lonely, {}, "the smallest class, 'fish', has 1"),
-        (other_classes, {}, "the classes of test and train differ: dog, wolf"),
-        (empty_class, {}, "no picture of the class fish"),
+        (other_classes, {}, "train holds no picture of the class wolf"),
+        (empty_class, {}, "holds no picture of the class fish"),
         (lambda folder: class_folders(folder, 9, names=["cat"]), {}, "has one class, cat"),
         (lambda folder: parquet(folder, train=rows_with_label(-1)), {}, "row 7 of train has label -1, outside the 2"),
         (lambda folder: parquet(folder, train=rows_with_label(None)), {}, "rows of train have no label"),

@@ -68,7 +68,7 @@ def test_a_picture_in_two_splits_leaves_the_training_side(policy, capsys):
     assert screen.admit("test", "row 1 of test", same)  # within one split nothing leaks
     assert screen.admit("train", "row 5 of train", same) == (policy == "count")
     assert screen.admit("train", "row 6 of train", other)
-    assert screen.findings("train") == {"duplicates": ["row 5 of train: also in test"], "unreadable": []}
+    assert screen.findings["train"] == {"duplicates": ["row 5 of train: also in test"], "unreadable": []}
     screen.conclude()
     assert f"1 pictures stand in two splits (data.on_duplicate = {policy})" in capsys.readouterr().out
 
@@ -81,8 +81,8 @@ def test_duplicates_and_unreadable_pictures_are_refused_by_default():
         UserError, match=r"1 pictures stand in two splits \(data.on_duplicate = fail; drop or count\): row 1 of train: "
     ):
         screen.conclude()
-    screen.reject("train", "a.png", "truncated")
-    screen.reject("test", "b.png", "not a picture")
+    screen.findings["train"]["unreadable"].append("a.png: truncated")
+    screen.findings["test"]["unreadable"].append("b.png: not a picture")
     with pytest.raises(UserError, match="2 pictures cannot be read .*a.png: truncated; b.png: not a picture"):
         screen.conclude()
 

@@ -1,16 +1,27 @@
 """What the real runs left in MLflow, and that MLflow never costs a run."""
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 from conftest import command
+from filelock import FileLock
 from mlflow import MlflowClient
 
-from image_classifier import config, tracking
+from image_classifier import config, engine, tracking
+from image_classifier.errors import UserError
 from image_classifier.files import sha256
+from image_classifier.timing import Stopwatch
 from stages import evaluate, train
 
 
@@ -40,9 +51,15 @@ def test_one_run_holds_the_model_from_params_to_test_metrics(trained, client):
 
 def test_mlflow_and_dvclive_hold_the_same_series(trained, client):
     (run,) = runs(client)
-    for path in (trained / "metrics/train/plots/metrics").glob("*.tsv"):
+    assert_same_series(client, run.info.run_id, trained)
+
+
+def assert_same_series(client: MlflowClient, run_id: str, folder: Path) -> None:
+    files = list((folder / "metrics/train/plots/metrics").glob("*.tsv"))
+    assert len(files) == 8
+    for path in files:
         rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
-        history = client.get_metric_history(run.info.run_id, path.stem)
+        history = sorted(client.get_metric_history(run_id, path.stem), key=lambda point: point.step)
         assert [(m.step, m.value) for m in history] == [(int(step), float(value)) for step, value in rows]
 
 
@@ -65,6 +82,14 @@ def test_a_store_that_cannot_be_reached_costs_no_run(project, monkeypatch, capsy
     assert "warning: MLflow: starting a run failed" in capsys.readouterr().err
 
 
+def test_a_server_that_never_answers_is_given_up(project, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:secret@127.0.0.1:{silent.getsockname()[1]}")
+        evaluate.main()
+    warning = capsys.readouterr().err
+    assert "warning: MLflow: logging failed" in warning and "secret" not in warning
+
+
 def test_a_model_without_a_run_gets_one(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
     tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5})
@@ -76,7 +101,7 @@ def test_a_model_without_a_run_gets_one(project, monkeypatch):
 
 def test_a_run_that_fails_does_not_stay_running(project):
     def fail():
-        with tracking.Tracker("metrics/train", config.load(), 10, {"test": "fails"}):
+        with tracking.Tracker("metrics/train", config.load(), 10, {"test": "fails"}, "fails.lock"):
             raise ValueError
 
     with pytest.raises(ValueError):
@@ -84,6 +109,124 @@ def test_a_run_that_fails_does_not_stay_running(project):
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     (run,) = [run for run in runs(client) if run.data.tags.get("test") == "fails"]
     assert run.info.status == "FAILED"
+
+
+def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
+    def tracker(lock: str) -> tracking.Tracker:
+        return tracking.Tracker("metrics/train", config.load(), 10, {}, lock)
+
+    def status(run_id: str) -> str:
+        return client.get_run(run_id).info.status
+
+    client, epoch = MlflowClient(f"sqlite:///{project / 'mlflow.db'}"), {"train_loss": 1.5, "val_accuracy": 0.5}
+    with FileLock("first.lock"):
+        first = tracker("first.lock")
+        first.log_epoch(0, epoch)
+        other = tracker("other.lock")
+        assert (status(first.run_id), status(other.run_id)) == ("RUNNING", "RUNNING")  # the first is alive
+    # Both have died without a word, and the first goes on.
+    Path("other.lock").touch()
+    again = tracker("first.lock")
+    assert again.run_id == first.run_id
+    assert (status(first.run_id), status(other.run_id)) == ("RUNNING", "KILLED")
+    again.log_epoch(0, epoch)  # from the resume state, as DVCLive needs it
+    again.log_epoch(1, epoch)
+    again.finish(epoch | {"best_epoch": 1}, "0" * 64, Stopwatch())
+    assert [point.step for point in client.get_metric_history(first.run_id, "train_loss")] == [0, 1]
+    assert status(first.run_id) == "FINISHED"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Start a real MLflow server on one store, as often as it is asked to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+
+    def start() -> subprocess.Popen:
+        store = [
+            "--backend-store-uri",
+            f"sqlite:///{tmp_path / 'server.db'}",
+            "--artifacts-destination",
+            tmp_path / "kept",
+        ]
+        words = [
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            address.rpartition(":")[2],
+            "--workers",
+            "1",
+            *store,
+        ]
+        processes.append(
+            subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        )
+        for _ in range(300):
+            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+            time.sleep(0.2)
+        raise TimeoutError("the MLflow server did not start")
+
+    def kill() -> None:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    yield address, start, kill
+    kill()
+
+
+def test_a_server_that_goes_away_costs_no_step_and_sync_replays_all_once(project, trained, server, monkeypatch, capsys):
+    address, start, kill = server
+    start()
+    validate, calls = engine.Trainer._validate, []
+
+    def loses_the_server(self):
+        calls.append(1)
+        if len(calls) == 2:
+            kill()
+        return validate(self)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setattr(engine.Trainer, "_validate", loses_the_server)
+    train.main()
+    evaluate.main()
+    assert "warning: MLflow: logging failed" in capsys.readouterr().err
+    model = sha256("models/checkpoint/model.safetensors")
+    assert model == sha256(trained / "models/checkpoint/model.safetensors")
+
+    folders = Path("metrics/train"), Path("metrics/evaluate")
+    with pytest.raises(UserError, match="run sync again when the server answers"):
+        tracking.sync(config.load(), model, *folders)
+    start()
+    run_id = tracking.sync(config.load(), model, *folders)
+    assert tracking.sync(config.load(), model, *folders) == run_id
+    client = MlflowClient(address)
+    run = client.get_run(run_id)
+    measured = json.loads(Path("metrics/evaluate/metrics.json").read_text())
+    assert run.data.tags["model.sha256"] == model and run.info.status == "FINISHED"
+    assert run.data.metrics["test_accuracy"] == measured["accuracy"]
+    assert run.data.params["training.learning_rate"] == "0.01"
+    assert {item.path for item in client.list_artifacts(run_id, "evaluate")} >= {"evaluate/predictions.csv"}
+    assert_same_series(client, run_id, project)
+
+
+def test_two_first_runs_at_once_share_a_fresh_store(project):
+    for path in project.glob("mlflow.db*"):
+        path.unlink()
+    code = (
+        "from stages.evaluate import config, tracking; tracking.add_to_model_run(config.load().mlflow, '{}' * 64, {{}})"
+    )
+    commands = [[sys.executable, "-c", code.format(number)] for number in range(2)]
+    both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for words in commands]
+    for process in both:
+        assert process.communicate(timeout=120)[1] == ""
+    assert len(runs(MlflowClient(f"sqlite:///{project / 'mlflow.db'}"))) == 2
 
 
 def test_a_temp_experiment_runs_its_own_code_and_lands_in_the_repositorys_store(project):

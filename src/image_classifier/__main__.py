@@ -1,8 +1,11 @@
-"""The command line: `python -m image_classifier predict|doctor|recipe`."""
+"""The command line: `python -m image_classifier predict|doctor|sync`."""
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
-from image_classifier.errors import run
+from image_classifier.errors import UserError, run
 
 
 def main() -> int:
@@ -14,18 +17,20 @@ def main() -> int:
     predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
     predict.add_argument("--json", action="store_true", help="print JSON")
     commands.add_parser("doctor", help="say whether everything is fit to run, and what to do if not")
-    recipe = commands.add_parser("recipe", help="write what recipes/NAME.yaml sets into params.yaml")
-    recipe.add_argument("name", metavar="NAME")
+    commands.add_parser("sync", help="give MLflow what it missed of the present model while it could not be reached")
     options = parser.parse_args()
     if options.command == "predict":
         from image_classifier import predict
 
         return predict.main(options.paths, options.top_k, options.json)
-    if options.command == "recipe":
-        from image_classifier import config
+    if options.command == "sync":
+        from image_classifier import config, files, tracking
 
-        changed = config.apply_recipe(options.name)
-        print("\n".join(changed) or f"params.yaml is recipes/{options.name}.yaml already")
+        if subprocess.run([sys.executable, "-m", "dvc", "status", "-q", "-d", "evaluate"], check=False).returncode:
+            raise UserError("`dvc status` finds changes, so the metrics may be of another model: run `dvc repro` first")
+        model = files.sha256("models/checkpoint/model.safetensors")
+        run = tracking.sync(config.load(), model, Path("metrics/train"), Path("metrics/evaluate"))
+        print(f"MLflow run {run} holds metrics/train and metrics/evaluate")
         return 0
     from image_classifier import doctor
 

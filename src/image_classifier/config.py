@@ -9,10 +9,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
-from image_classifier import files
 from image_classifier.errors import UserError
 
 
@@ -21,16 +20,10 @@ def is_commit(revision: str | None) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
-def _image_size(value: int) -> int:
-    # MobileViT halves the picture five times; other backbones are content with the same sizes.
-    if value % 32:
-        raise ValueError("must be a multiple of 32")
-    return value
-
-
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-ImageSize = Annotated[int, Field(ge=32, le=1024), AfterValidator(_image_size)]
+# MobileViT halves the picture five times; other backbones are content with the same sizes.
+ImageSize = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -117,7 +110,9 @@ class Config(Section):
     mlflow: Mlflow
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "Config":
+    def _check(self) -> "Config":
+        if re.search("//[^/]+@", self.mlflow.tracking_uri or ""):  # whose value is not to be shown
+            raise ValueError("mlflow.tracking_uri holds a password: set MLFLOW_TRACKING_USERNAME and _PASSWORD instead")
         for size in self.training.resolution_schedule or []:
             if size > self.data.image_size:
                 raise ValueError(
@@ -129,8 +124,7 @@ class Config(Section):
 def load(path: str | Path = "params.yaml") -> Config:
     """Read and check `path`.
 
-    Raises:
-        UserError: one line per problem, each naming the file, the key, the value and what is allowed.
+    Raises UserError: one line per problem, each naming the file, the key, the value and what is allowed.
     """
     path = Path(path)
     try:
@@ -138,7 +132,7 @@ def load(path: str | Path = "params.yaml") -> Config:
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing in {Path.cwd()}: run from the root of the repository") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
         raise UserError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
@@ -148,55 +142,18 @@ def load(path: str | Path = "params.yaml") -> Config:
         raise UserError("\n".join(_explain(path, problem) for problem in error.errors())) from None
 
 
-def apply_recipe(name: str, path: str | Path = "params.yaml", folder: str | Path = "recipes") -> list[str]:
-    """Write what a recipe sets into `path`, keeping its comments; return the keys that changed.
-
-    Raises:
-        UserError: there is no such recipe, or params.yaml would not be valid with it.
-    """
-    path, recipe = Path(path), Path(folder) / f"{name}.yaml"
-    if not recipe.is_file():
-        known = ", ".join(sorted(file.stem for file in Path(folder).glob("*.yaml")))
-        raise UserError(f"{recipe} is missing; the recipes are {known}")
-    load(path)  # says what is wrong before anything is changed
-    yaml = YAML()
-    yaml.width = 10_000  # a comment is not to be wrapped
-    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
-    values, changed = yaml.load(path), []
-    _update(values, yaml.load(recipe), "", changed)
-    with files.atomic(path) as unfinished:
-        yaml.dump(values, unfinished)
-        load(unfinished)
-    return changed
-
-
-def _update(values: dict, changes: dict, prefix: str, changed: list[str]) -> None:
-    for key, value in changes.items():
-        if key not in values:
-            raise UserError(f"the recipe sets {prefix}{key}, which params.yaml does not have")
-        if isinstance(value, dict):
-            _update(values[key], value, f"{prefix}{key}.", changed)
-        elif values[key] != value:
-            values[key] = value
-            changed.append(f"{prefix}{key} = {value}")
-
-
 def _explain(path: Path, problem: dict[str, Any]) -> str:
     *sections, key = [str(part) for part in problem["loc"]] or [""]
-    name = ".".join([*sections, key])
+    name = repr(".".join([*sections, key]))[1:-1]  # on one line, whatever it holds
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, _keys(sections), n=1)
+        schema: type[BaseModel] = Config
+        for section in sections:
+            schema = schema.model_fields[section].annotation
+        close = difflib.get_close_matches(key, schema.model_fields, n=1)
         return f"{path}: {name} is not a known key" + (f"; did you mean {close[0]}?" if close else "")
     if problem["type"] == "missing":
         return f"{path}: {name} is missing; every key must be present (null where unset)"
     allowed = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:  # about the whole file, or about several keys
         return f"{path}: {allowed}"
-    return f"{path}: {name} = {problem['input']!r}: {allowed[0].lower()}{allowed[1:]}"
-
-
-def _keys(sections: list[str]) -> list[str]:
-    schema: type[BaseModel] = Config
-    for section in sections:
-        schema = schema.model_fields[section].annotation
-    return list(schema.model_fields)
+    return f"{path}: {name} = {problem['input']!r:.80}: {allowed[0].lower()}{allowed[1:]}"

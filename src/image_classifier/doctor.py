@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import tempfile
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,8 +14,7 @@ PACKAGES = ["dvc", "dvclive", "mlflow", "torch", "torchvision", "transformers", 
 
 def main() -> int:
     """Run every check; return 1 if one failed."""
-    checks = [_interpreter, _packages, _git, _dvc, _params, _device, _data, _model]
-    failed = 0
+    checks, failed = [_python, _repository, _params, _model], 0
     for check in checks:
         name = check.__name__.strip("_")
         try:
@@ -28,70 +26,47 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _interpreter() -> str:
+def _python() -> str:
     if not (3, 11) <= sys.version_info[:2] <= (3, 12):
         raise UserError(f"Python {sys.version.split()[0]} at {sys.executable}: use 3.11 or 3.12")
-    return f"Python {sys.version.split()[0]}, {sys.executable}"
-
-
-def _packages() -> str:
     try:
-        return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+        packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+        return f"Python {sys.version.split()[0]}, {sys.executable}: {packages}"
     except PackageNotFoundError as error:
         raise UserError(f"{error.name} is not installed: run `make setup`") from None
 
 
-def _git() -> str:
+def _repository() -> str:
     commit = _output("git", "rev-parse", "--short", "HEAD", remedy="run `make setup`, which makes a first commit")
     _output("git", "var", "GIT_COMMITTER_IDENT", remedy="set user.name and user.email; experiments need them")
     changed = _output("git", "status", "--porcelain", remedy="run `git status`").splitlines()
-    return f"commit {commit}, {len(changed)} changed files"
-
-
-def _dvc() -> str:
     _output(sys.executable, "-m", "dvc", "stage", "list", "-q", remedy="mend dvc.yaml, or run this from a clone")
-    return "the repository and dvc.yaml are readable; `dvc status` says what has changed"
+    return f"commit {commit}, {len(changed)} changed files, a DVC pipeline; `dvc status` says what is out of date"
 
 
 def _params() -> str:
-    params = config.load()
-    return f"params.yaml is valid: {params.model.name} on {params.data.source} at {params.data.image_size} px"
-
-
-def _device() -> str:
     from image_classifier import precision
 
-    training = config.load().training
-    chosen = precision.resolve(training.device, training.precision)
-    return f"{chosen.device}, {chosen.name}: {chosen.reason}"
-
-
-def _data() -> str:
-    source = _source()
-    counts = ", ".join(f"{name} {len(rows)}" for name, rows in source.items())
-    return f"{counts} pictures of {source['train'].features['label'].num_classes} classes"
-
-
-@cache
-def _source():
-    from image_classifier import sources
-
-    with tempfile.TemporaryDirectory() as scratch:
-        return sources.load(config.load().data, Path(scratch))
+    params = config.load()
+    chosen = precision.resolve(params.training.device, params.training.precision)
+    return f"valid; training computes in {chosen.name} on {chosen.device}: {chosen.reason}"
 
 
 def _model() -> str:
     import torch
 
-    from image_classifier import models
+    from image_classifier import models, sources
 
     params = config.load()
-    size = params.data.image_size
-    classes = _source()["train"].features["label"].names
-    network = models.build(params.model, classes, size, params.seed).eval()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = sources.load(params.data, Path(scratch))
+        pictures = ", ".join(f"{name} {len(rows)}" for name, rows in source.items())
+        names, size = sources.class_names(source["train"]), params.data.image_size
+    network = models.build(params.model, names, size, params.seed).eval()
     with torch.inference_mode():
         network(pixel_values=torch.zeros(1, 3, size, size))
-    return f"{sum(p.numel() for p in network.parameters()):,} parameters, one forward pass at {size} px"
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return f"{pictures} pictures of {len(names)} classes; {count:,} parameters, one forward pass at {size} px"
 
 
 def _output(*command: str, remedy: str) -> str:

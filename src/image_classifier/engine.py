@@ -1,6 +1,7 @@
 """The mixed-precision loop: train an epoch, predict. Knows no tracker and no file."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from image_classifier.errors import UserError
 from image_classifier.precision import Precision
 from image_classifier.preprocess import Normalize
 from image_classifier.runtime import derive_seed
-from image_classifier.shards import ResidentShards, ShardReader, num_batches, prefetched, shuffled
+from image_classifier.shards import ShardReader, num_batches, prefetched, shuffled
 from image_classifier.timing import COMPUTE, COPYING, EVALUATION, OPTIMIZER, READING, Stopwatch
 
 PARTS = ("network", "optimizer", "scheduler", "scaler")  # of a Trainer: they hold state
@@ -54,26 +55,15 @@ def build_optimizer(network: nn.Module, training: Training) -> Optimizer:
 
 def build_scheduler(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:
     """The learning rate of each of `steps` steps; `warmup_fraction` of them lead up to the peak."""
-    if training.scheduler == "one_cycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=training.learning_rate,
-            total_steps=steps,
-            pct_start=training.warmup_fraction if training.warmup_fraction * steps > 1 else 0.0,  # 1: torch fails
-            cycle_momentum=False,
-            anneal_strategy="linear",
-        )
-    warmup = round(steps * training.warmup_fraction)
-    after = max(steps - warmup, 1)
-    main = (
-        lr_scheduler.CosineAnnealingLR(optimizer, after)
-        if training.scheduler == "cosine"
-        else lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    )
-    if warmup == 0:
-        return main
-    rise = lr_scheduler.LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return lr_scheduler.SequentialLR(optimizer, [rise, main], milestones=[warmup])
+    warmup = training.warmup_fraction * steps
+    shapes = {"none": lambda left: 1.0, "cosine": lambda left: (1 - math.cos(math.pi * left)) / 2, "one_cycle": float}
+
+    def share_of_peak(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return shapes[training.scheduler]((steps - step) / (steps - warmup))
+
+    return lr_scheduler.LambdaLR(optimizer, share_of_peak)
 
 
 @dataclass
@@ -88,7 +78,7 @@ class Trainer:
     train: ShardReader
     val: ShardReader
     history: list[dict[str, float]] = field(default_factory=list)  # one entry per finished epoch
-    best: dict = field(default_factory=dict)  # `metrics` and `weights` of the best epoch on val
+    best: dict = field(default_factory=dict)  # `metrics`, `weights` and `rank` of the best epoch on val
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self):
@@ -101,11 +91,10 @@ class Trainer:
         # On the CPU compiling takes minutes and gains nothing.
         compiles = self.training.use_compile and self.precision.device.type == "cuda"
         self.forward = torch.compile(self.network) if compiles else self.network
-        self.resident: ResidentShards | None = None
         # A quarter of a GPU's free memory may hold the training set; the rest is for activations.
         num_bytes = sum(images.nbytes for images in self.train.images)
         if self.precision.device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info()[0] / 4:
-            self.resident = ResidentShards(self.train, self.precision.device)
+            self.train.to(self.precision.device)
         self.augmentation = None
         if not self.training.fast_mode:
             self.augmentation = preprocess.augmentation(self.training.augmentation, self.train.resize.size)
@@ -117,15 +106,20 @@ class Trainer:
         left with the weights of the best epoch.
         """
         for epoch in range(len(self.history), self.training.num_epochs):
-            values = self._train_epoch(epoch)
+            try:
+                values = self._train_epoch(epoch)
+            except torch.OutOfMemoryError:
+                size = self.training.batch_size
+                raise UserError(f"the GPU's memory is full at training.batch_size = {size}: try {size // 2}") from None
             with self.clock(EVALUATION):
                 if epoch == self.training.num_epochs - 1:
                     self._recompute_batch_norm(epoch)
                 values |= {f"val_{name}": value for name, value in self._validate().items()}
             self.history.append(values)
-            if not self.best or _rank(values) > _rank(self.best["metrics"]):
+            rank = values["val_accuracy"], -values["val_loss"]
+            if not self.best or rank > self.best["rank"]:
                 weights = {name: tensor.cpu() for name, tensor in self.network.state_dict().items()}
-                self.best = {"metrics": values | {"best_epoch": epoch}, "weights": copy.deepcopy(weights)}
+                self.best = {"metrics": values | {"best_epoch": epoch}, "weights": copy.deepcopy(weights), "rank": rank}
             yield values
         self.network.load_state_dict(self.best["weights"])
 
@@ -160,10 +154,9 @@ class Trainer:
         return {"train_loss": train_loss, "train_accuracy": train_accuracy, "learning_rate": rates[-1]}
 
     def _batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.resident:
-            return self.resident.batches(self.training.batch_size, order)
         batches = self.train.batches(self.training.batch_size, order)
-        return prefetched(batches, pin=True) if self.precision.device.type == "cuda" else batches
+        fetches = self.precision.device.type == "cuda" and not self.train.resident
+        return prefetched(batches, pin=True) if fetches else batches
 
     def _step(self, images: Tensor, labels: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor]:
         training, device = self.training, self.precision.device
@@ -226,27 +219,13 @@ class Trainer:
                 module.eval()
 
 
-def summary(values: dict[str, float]) -> str:
-    """An epoch's metrics in one line."""
-    return (
-        f"train loss {values['train_loss']:.4f}, accuracy {values['train_accuracy']:.4f}; "
-        f"val loss {values['val_loss']:.4f}, accuracy {values['val_accuracy']:.4f}"
-    )
-
-
-def _rank(values: dict[str, float]) -> tuple[float, float]:
-    """What makes one epoch better than another: accuracy on val, then loss."""
-    return values["val_accuracy"], -values["val_loss"]
-
-
 @torch.inference_mode()
 def predict(
     network: PreTrainedModel, normalize: Normalize, batches: Batches, precision: Precision
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify every picture: labels int64 [N] and probabilities float32 [N, classes].
 
-    Raises:
-        UserError: an output is no number.
+    Raises UserError: an output is no number.
     """
     network.eval()
     all_labels, all_probabilities = [], []

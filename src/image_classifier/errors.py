@@ -1,7 +1,11 @@
 """What a user can put right, told in one line."""
 
+import signal
+import sqlite3
 import sys
 from collections.abc import Callable
+
+from filelock import Timeout
 
 
 class UserError(Exception):
@@ -9,10 +13,15 @@ class UserError(Exception):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a program's `main` and exit with its code, or with 1 and one line on a UserError."""
+    """Run a program's `main` and exit with its code, or with 1 and one line on an error of the user's or the disk's."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: what is open is closed
     try:
         sys.exit(main())
-    except UserError as error:
+    except Timeout as error:
+        sys.exit(f"error: {error.lock_file} is held by another process doing the same: wait for it to end, or stop it")
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
+    except sqlite3.OperationalError as error:
+        sys.exit(f"error: a database of DVC cannot be used: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -65,8 +65,7 @@ def _forget_sources(model: onnx.ModelProto) -> None:
 def session(path: str | Path, num_threads: int | None = None) -> onnxruntime.InferenceSession:
     """Open an ONNX file.
 
-    Raises:
-        UserError: it is missing or damaged.
+    Raises UserError: it is missing or damaged.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or 0  # 0 = one per core
@@ -100,8 +99,7 @@ def compare(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: 
 def check(values: dict[str, float], limits: Export) -> None:
     """Refuse an exported model that is not the one that was evaluated.
 
-    Raises:
-        UserError: agreement or relative error is outside the limits.
+    Raises UserError: agreement or relative error is outside the limits.
     """
     agreement, error = values["agreement"], values["max_relative_error"]
     if agreement < limits.min_agreement:

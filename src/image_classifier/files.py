@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from image_classifier.errors import UserError
+
+SUMS = "SHA256SUMS"  # of a sealed folder, as sha256sum writes and checks it
 
 
 def sha256(path: str | Path) -> str:
@@ -31,22 +35,43 @@ def atomic(path: str | Path) -> Iterator[Path]:
     remove(unfinished)
     try:
         yield unfinished
-        if path.is_dir() or unfinished.is_dir():
-            remove(path)
-        os.replace(unfinished, path)
+        _replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
     finally:
         remove(unfinished)
 
 
 @contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder for work that nobody needs afterwards; what a killed run left in it goes too."""
-    remove(folder)
-    folder.mkdir(parents=True)
+def resumable(path: Path, key: str) -> Iterator[Path]:
+    """Like `atomic`, of a folder that stays when the work is cut short: the next run finds it, if `key` is the same.
+
+    Hidden files in it are notes of the work: they go before it gets its final name.
+    """
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    mark = unfinished / ".key"
+    if not mark.is_file() or mark.read_text() != key:
+        remove(unfinished)
+        unfinished.mkdir(parents=True)
+        mark.write_text(key)
     try:
-        yield folder
-    finally:
-        remove(folder)
+        yield unfinished
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError):  # not cut short: the same input would end the same way
+            remove(unfinished)
+        raise
+    for note in unfinished.glob(".*"):
+        note.unlink()
+    _replace(unfinished, path)
+
+
+def _replace(unfinished: Path, path: Path) -> None:
+    if path.is_dir() or unfinished.is_dir():
+        remove(path)
+    else:
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+    os.replace(unfinished, path)
 
 
 def remove(path: str | Path) -> None:
@@ -67,12 +92,32 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path, remedy: str) -> Any:
     """Read a JSON file.
 
-    Raises:
-        UserError: the file is missing or damaged; `remedy` is what to do then.
+    Raises UserError: the file is missing or damaged; `remedy` is what to do then.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {remedy}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of a folder's files beside them."""
+    (folder / SUMS).write_text("".join(_sums(folder)))
+
+
+def check_seal(folder: Path, remedy: str) -> None:
+    """Compare a folder's files with their checksums.
+
+    Raises UserError: some differ, are missing or were added; `remedy` is what to do then.
+    """
+    if not (folder / SUMS).is_file():
+        raise UserError(f"{folder / SUMS} is missing: {remedy}")
+    if odd := set((folder / SUMS).read_text(errors="replace").splitlines(keepends=True)) ^ set(_sums(folder)):
+        names = sorted({(line.split() or [SUMS])[-1] for line in odd})
+        raise UserError(f"{folder}: {', '.join(names)} missing or damaged, going by {SUMS}: {remedy}")
+
+
+def _sums(folder: Path) -> list[str]:
+    return [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.glob("*")) if path.name != SUMS]

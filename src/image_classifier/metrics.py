@@ -9,9 +9,7 @@ from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_su
 def classification(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Loss, accuracy, and precision, recall and F1 averaged by support ("weighted") and by class.
 
-    Args:
-        labels: int64 [N].
-        probabilities: float [N, classes], rows that sum to one.
+    `labels` are int64 [N], `probabilities` float [N, classes], rows that sum to one.
     """
     predicted = probabilities.argmax(axis=1)
     precision, recall, f1_score, _ = _scores(labels, predicted, "weighted")

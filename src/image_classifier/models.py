@@ -10,7 +10,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
-    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers import logging as transformers_logging
@@ -18,15 +17,7 @@ from transformers import logging as transformers_logging
 from image_classifier import files
 from image_classifier.config import Model, is_commit
 from image_classifier.errors import UserError
-from image_classifier.preprocess import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Normalize,
-    Resize,
-    from_processor,
-    normalization_of,
-    processor,
-)
+from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize, Resize, normalization_of, processor
 from image_classifier.shards import ShardReader
 
 transformers_logging.disable_progress_bar()
@@ -40,8 +31,7 @@ KNOWN_ARCHITECTURES = {"apple/mobilevit-small": "mobilevit"}
 def build(model: Model, class_names: list[str], image_size: int, seed: int) -> PreTrainedModel:
     """A classifier with one freshly seeded output per class, on the CPU, float32, channels_last.
 
-    Raises:
-        UserError: the model cannot be found here, is no image classifier, or takes another size.
+    Raises UserError: the model cannot be found here, is no image classifier, or takes another size.
     """
     torch.manual_seed(seed)
     labels = {"id2label": dict(enumerate(class_names)), "label2id": {n: i for i, n in enumerate(class_names)}}
@@ -159,8 +149,7 @@ def forward_options(network: PreTrainedModel, size: int) -> dict[str, bool]:
 def normalization(name: str, model: Model) -> Normalize:
     """The `data.normalization` setting as a module.
 
-    Raises:
-        UserError: the checkpoint's own cannot be read or done.
+    Raises UserError: the checkpoint's own cannot be read or done.
     """
     if name == "imagenet":
         return Normalize(IMAGENET_MEAN, IMAGENET_STD)
@@ -181,41 +170,36 @@ def save(folder: Path, network: PreTrainedModel, normalize: Normalize, resize: R
     """Write a Hugging Face folder: config.json, model.safetensors, preprocessor_config.json."""
     network.save_pretrained(folder)
     files.write_json(folder / "preprocessor_config.json", processor(normalize, resize))
+    files.seal(folder)
 
 
 def load(folder: str | Path) -> tuple[PreTrainedModel, Normalize, Resize]:
     """Read what `save` wrote: the network in eval mode, its normalisation and its way to resize.
 
-    Raises:
-        UserError: the folder is missing, incomplete or damaged.
+    Raises UserError: the folder is missing, incomplete or damaged.
     """
     folder = Path(folder)
     remedy = "run `dvc repro train` to make it again"
+    files.check_seal(folder, remedy)
     processing = files.read_json(folder / "preprocessor_config.json", remedy)
-    files.read_json(folder / "config.json", remedy)
     try:
         network = AutoModelForImageClassification.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
     except Exception as error:
         raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0]}): {remedy}") from None
-    return network.to(memory_format=torch.channels_last).eval(), *from_processor(processing)
+    resize = Resize(processing["crop_size"]["height"], "crop" if processing["do_center_crop"] else "stretch")
+    return network.to(memory_format=torch.channels_last).eval(), normalization_of(processing), resize
 
 
 def check_fits(network: PreTrainedModel, resize: Resize, shards: ShardReader) -> None:
     """Refuse shards that the checkpoint was not trained for.
 
-    Raises:
-        UserError: the size, the way to it, or the class names differ.
+    Raises UserError: the size, the way to it, or the class names differ.
     """
     for what, ours, theirs in (
         ("pictures by", resize, shards.resize),
-        ("the classes", class_names(network.config), shards.class_names),
+        ("the classes", list(network.config.id2label.values()), shards.class_names),
     ):
         if ours != theirs:
             raise UserError(f"models/checkpoint has {what} {ours}, the shards {theirs}: run `dvc repro train`")
-
-
-def class_names(config: PretrainedConfig) -> list[str]:
-    """The classes in the order of the network's outputs."""
-    return [config.id2label[index] for index in range(config.num_labels)]

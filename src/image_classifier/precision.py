@@ -43,8 +43,7 @@ class Precision:
 def resolve(device: str, precision: str) -> Precision:
     """Turn the settings, `auto` included, into what this machine computes with.
 
-    Raises:
-        UserError: CUDA is asked for and there is none.
+    Raises UserError: CUDA is asked for and there is none.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -52,21 +51,16 @@ def resolve(device: str, precision: str) -> Precision:
         raise UserError("training.device = cuda, but torch finds no CUDA device: set it to auto or cpu")
     if precision != "auto":
         return Precision(torch.device(device), precision, "as set in training.precision")
-    name, reason = _best_on_cuda() if device == "cuda" else _best_on_cpu()
-    return Precision(torch.device(device), name, reason)
+    return Precision(torch.device(device), *_best(device))
 
 
-def _best_on_cuda() -> tuple[str, str]:
+def _best(device: str) -> tuple[str, str]:
+    if device == "cpu":
+        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+            return "bf16", "this CPU has bf16 instructions (AVX-512 or AMX)"
+        return "fp32", "this CPU has no bf16 instructions; bf16 would be slower"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "this GPU has bf16 units"
     if torch.cuda.get_device_capability() >= (7, 0):
         return "fp16", "this GPU has fp16 tensor cores and no bf16 units"
     return "fp32", "this GPU has no half-precision units"
-
-
-def _best_on_cpu() -> tuple[str, str]:
-    if torch.cpu._is_amx_tile_supported():
-        return "bf16", "this CPU has bf16 matrix units (AMX)"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "bf16", "this CPU has bf16 instructions (AVX-512)"
-    return "fp32", "this CPU has no bf16 units or instructions; bf16 would be slower"

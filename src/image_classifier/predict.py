@@ -28,8 +28,7 @@ class Predictor:
     def __call__(self, path: Path, top_k: int) -> list[tuple[str, float]]:
         """The `top_k` most probable (class, probability) of one picture, best first.
 
-        Raises:
-            UnreadableImage: the file is no picture.
+        Raises UnreadableImage: the file is no picture.
         """
         picture = self.resize(preprocess.decode(path.read_bytes()))
         (probabilities,) = self.session.run(None, {"image": picture[None].numpy()})

@@ -12,7 +12,8 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from image_classifier import preprocess, sources
+from image_classifier import preprocess, runtime, sources
+from image_classifier.config import Data
 from image_classifier.errors import UserError
 from image_classifier.preprocess import Resize
 from image_classifier.shards import ShardWriter
@@ -22,28 +23,41 @@ TASK_SIZE = 64  # pictures that a thread takes at a time
 SMALL = 128 * 128  # pixels: up to here a picture is resized together with others of its size
 
 
+def fingerprint(data: Data, seed: int) -> str:
+    """A hash of all that decides the shards, to tell whether unfinished ones may be gone on with."""
+    pictures = Path(data.source).rglob("*") if data.source.startswith(sources.LOCAL) else ()
+    states = [(str(path), path.lstat().st_size, path.lstat().st_ctime_ns) for path in sorted(pictures)]
+    return runtime.fingerprint(
+        [data.model_dump(), seed, states], ["datasets", "pillow", "torch", "numpy", "scikit-learn"]
+    )
+
+
 def write(folder: Path, split: str, rows: datasets.Dataset, resize: Resize, screen: Screen) -> int:
     """Write the pictures that `screen` admits, of rows with the columns of `sources.load`; return their number.
 
-    The bytes do not depend on the number of cores: threads decode and resize, in order.
+    Shards that `folder` holds already are kept. The bytes do not depend on that, nor on the number
+    of cores: threads decode and resize, in order.
 
-    Raises:
-        UserError: no picture of a class is left.
+    Raises UserError: no picture of a class is left.
     """
     torch.set_num_threads(1)  # each thread resizes by itself
     cores = len(os.sched_getaffinity(0))
-    writer = ShardWriter(folder, resize)
+    writer = ShardWriter(folder, resize, screen.findings[split])
+    for digest in writer.written():
+        screen.seen.setdefault(digest, split)
     with (
         ThreadPoolExecutor(cores) as threads,
-        tqdm(total=len(rows), desc=split, unit=" images", leave=False, disable=None) as bar,
+        tqdm(total=len(rows), initial=writer.rows, desc=split, unit=" images", leave=False, disable=None) as bar,
     ):
-        for part in rows.iter(2 * cores * TASK_SIZE):  # so memory does not grow with the source
+        rest = rows.skip(writer.rows) if writer.rows < len(rows) else rows.take(0)  # to skip all is refused
+        for part in rest.iter(2 * cores * TASK_SIZE):  # so memory does not grow with the source
             starts = range(0, len(part["row"]), TASK_SIZE)
             tasks = ([part[name][start : start + TASK_SIZE] for start in starts] for name in ("image", "row"))
             made = chain.from_iterable(threads.map(partial(make, resize), *tasks))
             for (where, picture, found), label in zip(made, part["label"], strict=True):
+                writer.rows += 1
                 if picture is None:
-                    screen.reject(split, where, found)
+                    writer.findings["unreadable"].append(f"{where}: {found}")
                 elif screen.admit(split, where, found):
                     writer.add(picture, label, found)
                 bar.update()
@@ -51,7 +65,7 @@ def write(folder: Path, split: str, rows: datasets.Dataset, resize: Resize, scre
     if missing := [name for label, name in enumerate(names) if not writer.counts[label]]:
         screen.conclude()  # which may say why
         raise UserError(f"no picture of the class {', '.join(missing[:5])} is left in {split}")
-    return writer.close(names, screen.findings(split))
+    return writer.close(names)
 
 
 def make(resize: Resize, images: Sequence[dict | None], rows: Sequence[str]) -> list[list]:

@@ -24,8 +24,6 @@ from image_classifier.config import Augmentation
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-BILINEAR = 2  # PIL's number, as a processor's `resample` wants it
-
 
 class UnreadableImage(Exception):
     """These bytes are not a picture that can be decoded; the message says why."""
@@ -34,8 +32,7 @@ class UnreadableImage(Exception):
 def decode(data: bytes) -> Image.Image:
     """Decode a picture file's bytes to RGB, turned upright as its EXIF tag says.
 
-    Raises:
-        UnreadableImage: not a picture, truncated, or too large to be one (a decompression bomb).
+    Raises UnreadableImage: not a picture, truncated, or too large to be one (a decompression bomb).
     """
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -68,16 +65,13 @@ class Resize:
         width, height = images[0].size
         pixels = torch.frombuffer(bytearray().join(image.tobytes() for image in images), dtype=torch.uint8)
         pixels = pixels.view(len(images), height, width, 3).permute(0, 3, 1, 2)
-        pixels = F.interpolate(pixels, self._target(height, width), mode="bilinear", antialias=True)
+        sides = (height, width) if self.mode == "crop" else (1, 1)
+        pixels = F.interpolate(
+            pixels, [self.size * side // min(sides) for side in sides], mode="bilinear", antialias=True
+        )
         top, left = (pixels.shape[2] - self.size) // 2, (pixels.shape[3] - self.size) // 2
         middle = pixels[:, :, top : top + self.size, left : left + self.size]
         return middle.permute(0, 2, 3, 1).contiguous()
-
-    def _target(self, height: int, width: int) -> tuple[int, int]:
-        if self.mode == "stretch":
-            return self.size, self.size
-        shorter = min(height, width)
-        return self.size * height // shorter, self.size * width // shorter
 
 
 def digest(image: Image.Image) -> bytes:
@@ -118,7 +112,7 @@ def processor(normalize: Normalize, resize: Resize) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": square if resize.mode == "stretch" else {"shortest_edge": resize.size},
-        "resample": BILINEAR,
+        "resample": 2,  # PIL's number for bilinear
         "do_center_crop": resize.mode == "crop",
         "crop_size": square,
         "do_rescale": True,
@@ -130,17 +124,10 @@ def processor(normalize: Normalize, resize: Resize) -> dict[str, Any]:
     return {"image_processor_type": "ViTImageProcessor", **mean_and_std, **config}
 
 
-def from_processor(config: dict[str, Any]) -> tuple[Normalize, Resize]:
-    """The inverse of `processor`."""
-    resize = Resize(config["crop_size"]["height"], "crop" if config["do_center_crop"] else "stretch")
-    return normalization_of(config), resize
-
-
 def normalization_of(config: dict[str, Any]) -> Normalize:
     """What a Hugging Face image processor does to channels and values.
 
-    Raises:
-        ValueError: it does something that cannot be done here.
+    Raises ValueError: it does something that cannot be done here.
     """
     to_bgr, normalizes = bool(config.get("do_flip_channel_order")), bool(config.get("do_normalize"))
     if not config.get("do_rescale") or not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-4):

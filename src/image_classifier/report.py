@@ -41,8 +41,7 @@ def write_evaluation(
 def write_report(path: Path, config: Config, train: Path, evaluate: Path) -> None:
     """Write what was trained on what, every epoch, and train against val against test, as Markdown.
 
-    Args:
-        train: DVCLive's folder; its files and those of `evaluate` are the only source of figures.
+    The files of `train` (DVCLive's folder) and `evaluate` are the only source of figures.
     """
     best = files.read_json(train / "metrics.json", "run `dvc repro train`")
     test = files.read_json(evaluate / "metrics.json", "run `dvc repro evaluate`")
@@ -66,31 +65,22 @@ def write_report(path: Path, config: Config, train: Path, evaluate: Path) -> Non
         unfinished.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 
-def _epochs(train: Path) -> list[dict[str, str]]:
+def _epochs(train: Path) -> pd.DataFrame:
     columns = ["train_loss", "train_accuracy"]
     columns += [f"val_{name}" for name in ("loss", "accuracy", "precision", "recall", "f1_score")]
-    titles = [name.replace("_", " ") for name in columns]
-    series = [pd.read_csv(train / f"plots/metrics/{name}.tsv", sep="\t")[name] for name in columns]
-    return [
-        {"epoch": str(number)} | dict(zip(titles, map(_number, row), strict=True))
-        for number, row in enumerate(zip(*series, strict=True), start=1)
-    ]
+    series = {name: pd.read_csv(train / f"plots/metrics/{name}.tsv", sep="\t")[name] for name in columns}
+    table = pd.DataFrame(series).rename(columns=lambda name: name.replace("_", " "))
+    return table.set_axis(table.index + 1).rename_axis("epoch")
 
 
-def _splits(best: dict[str, float], test: dict[str, float], published: bool) -> list[dict[str, str]]:
-    rows = []
-    for name in ("accuracy", "precision", "recall", "f1_score", "loss"):
-        train, val = best.get(f"train_{name}"), best[f"val_{name}"]
-        row = {"": name.replace("_", " "), "train": train, "val": val, "test": test[name]}
-        row["train - test"] = None if train is None else train - test[name]
-        if published:
-            row["test, published"] = PUBLISHED.get(name)
-        rows.append({title: value if isinstance(value, str) else _number(value) for title, value in row.items()})
-    return rows
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _splits(best: dict[str, float], test: dict[str, float], published: bool) -> pd.DataFrame:
+    names = ["accuracy", "precision", "recall", "f1_score", "loss"]
+    columns = {split: {name: best.get(f"{split}_{name}") for name in names} for split in ("train", "val")}
+    table = pd.DataFrame(columns | {"test": {name: test[name] for name in names}}, dtype=float)
+    table["train - test"] = table["train"] - table["test"]
+    if published:
+        table["test, published"] = pd.Series(PUBLISHED)
+    return table.rename(index=lambda name: name.replace("_", " "))
 
 
 def _is_published(config: Config) -> bool:
@@ -102,6 +92,8 @@ def _is_published(config: Config) -> bool:
     return same and data.source.endswith("cifar10") and model.name.endswith("mobilevit-small")
 
 
-def _markdown(rows: list[dict[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _markdown(table: pd.DataFrame) -> str:
+    cells = table.map(lambda value: "" if pd.isna(value) else f"{value:.4f}")
+    rows = [[name, *row] for name, row in zip(table.index.astype(str), cells.values, strict=True)]
+    header = [table.index.name or "", *table.columns]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])

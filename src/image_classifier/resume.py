@@ -5,13 +5,12 @@ of the real repository. Any other input has another fingerprint and starts afres
 """
 
 import hashlib
-import json
-import sys
-from importlib.metadata import version
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from image_classifier import files, runtime
 from image_classifier.config import Config
@@ -19,41 +18,44 @@ from image_classifier.precision import Precision
 
 
 def fingerprint(config: Config, precision: Precision, *data: Path) -> str:
-    """A hash of all that decides the trained model: params, data, code and versions.
-
-    Args:
-        data: index files of the shards, which hold the checksums of the pictures.
-    """
+    """A hash of all that decides the trained model: params, code, versions, and `data`, the shards' index files."""
     facts = {
         "params": config.model_dump(mode="json", exclude={"evaluation", "export", "mlflow"}),
         "data": [files.sha256(path) for path in data],
         "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
-        "code": {path.name: files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))},
-        "versions": [sys.version, version("torch"), version("transformers")],
         "precision": f"{precision.name} on {precision.device}",
         "threads": torch.get_num_threads(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return runtime.fingerprint(facts, ["torch", "torchvision", "transformers", "numpy"])
 
 
 class State:
-    """The state of one training, under its fingerprint."""
+    """The state of one training; whoever works on it holds `lock`, and removes `folder` when the run is complete."""
 
     def __init__(self, key: str):
-        self.folder = runtime.repository() / ".resume" / key
-        self.path = self.folder / "state.pt"
+        self.folder = runtime.repository().resolve() / ".resume" / key
+        self.lock = FileLock(self.folder / "lock", blocking=False)
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Keep tensors and plain values, replacing what was kept before."""
-        with files.atomic(self.path) as unfinished:
-            torch.save(state, unfinished)
+    def save(self, epoch: int, state: dict[str, Any]) -> None:
+        """Keep tensors and plain values, replacing what was kept before; the file's name holds its checksum."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+        path = self.folder / f"epoch-{epoch:05d}-{digest}.pt"
+        with files.atomic(path) as unfinished:
+            unfinished.write_bytes(buffer.getbuffer())
+        for older in set(self._kept()) - {path}:
+            older.unlink()
 
     def load(self) -> dict[str, Any] | None:
-        """What `save` kept last, or None."""
-        if not self.path.is_file():
+        """What `save` kept last; None if there is nothing, or if it is damaged, which is said."""
+        if not (kept := self._kept()):
             return None
-        return torch.load(self.path, weights_only=True, map_location="cpu")
+        if files.sha256(kept[-1]) != kept[-1].stem.rpartition("-")[2]:
+            print(f"warning: {kept[-1]} is damaged, its checksum is not that of its name: starting afresh")
+            kept[-1].unlink()
+            return None
+        return torch.load(kept[-1], weights_only=True, map_location="cpu")
 
-    def discard(self) -> None:
-        """The run is complete: nothing to resume."""
-        files.remove(self.folder)
+    def _kept(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*.pt"))

@@ -1,15 +1,20 @@
 """What decides a run besides its inputs: seeds, threads, allocator; and the record of it."""
 
 import ctypes
+import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+from image_classifier import files
 
 # glibc mallopt(3) parameters.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -21,7 +26,7 @@ def repository() -> Path:
 
 
 def configure(num_threads: int | None) -> None:
-    """Fix the number of CPU threads (null = one per usable core), ask for deterministic kernels."""
+    """Fix the number of CPU threads (null = one per usable core), ask for deterministic kernels, keep freed memory."""
     torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -29,16 +34,9 @@ def configure(num_threads: int | None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False  # may choose another algorithm in every run
     torch.set_float32_matmul_precision("high")  # TF32 on CUDA
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of returning it to the kernel.
-
-    Each training step frees and asks again for gigabytes of activations. By default every such
-    block is a fresh mmap whose pages the kernel must zero: half of a step's time on two cores.
-    """
     if platform.libc_ver()[0] == "glibc":
+        # Each training step frees and asks again for gigabytes of activations. By default every such
+        # block is a fresh mmap whose pages the kernel must zero: half of a step's time on two cores.
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
@@ -49,22 +47,26 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
+def fingerprint(facts: dict[str, Any], packages: list[str]) -> str:
+    """A hash of what decides the result of unfinished work: `facts`, this library's code, Python and packages."""
+    code = {path.name: files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
+    everything = [facts, code, sys.version, *map(version, packages)]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def environment() -> dict[str, str]:
     """Facts about this run that no out may hold: interpreter, packages, processor, threads, commit."""
+    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     packages = ["torch", "torchvision", "transformers", "datasets", "numpy", "onnxruntime"]
     return {
         "python": f"{platform.python_version()} {sys.executable}",
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "threads": str(torch.get_num_threads()),
         "git.commit": _git("rev-parse", "HEAD"),
         "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
         **{f"version.{name}": version(name) for name in packages},
     }
-
-
-def _cpu() -> str:
-    return torch.cpu.get_capabilities().get("cpu_name", platform.machine())
 
 
 def _git(*arguments: str) -> str:

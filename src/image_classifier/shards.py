@@ -6,6 +6,8 @@ picture), and an `index.json`, written last, with counts, class names and checks
 give equal bytes.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from image_classifier import files
@@ -28,17 +30,34 @@ REMEDY = "run `dvc repro prepare` to make it again"
 
 
 class ShardWriter:
-    """Streams pictures into shards, holding one shard in memory at a time."""
+    """Streams pictures into shards, holding one shard in memory at a time.
 
-    def __init__(self, folder: Path, resize: Resize, shard_size: int = SHARD_SIZE):
-        self.folder, self.resize = folder, resize
-        folder.mkdir(parents=True)
+    With each shard it notes how far it is, so that a writer of the same folder goes on from there:
+    `rows` of the source are done. `findings`, what a reader should know about the pictures, such as
+    those left out, may grow meanwhile.
+    """
+
+    def __init__(self, folder: Path, resize: Resize, findings: dict | None = None, shard_size: int = SHARD_SIZE):
+        self.folder, self.resize, self.findings = folder, resize, {} if findings is None else findings
+        folder.mkdir(parents=True, exist_ok=True)
         self.images = torch.empty((shard_size, resize.size, resize.size, 3), dtype=torch.uint8)
         self.labels = torch.empty(shard_size, dtype=torch.int64)
         self.hashes = torch.empty((shard_size, 32), dtype=torch.uint8)
-        self.filled = 0
+        self.filled = self.rows = 0
         self.counts: Counter[int] = Counter()  # pictures of each label
         self.shards: list[dict[str, Any]] = []
+        self.notes = folder / ".notes.json"
+        if self.notes.is_file():
+            notes = files.read_json(self.notes, f"remove {folder}")
+            self.rows, self.shards = notes["rows"], notes["shards"]
+            self.findings.update(notes["findings"])
+            for shard in self.shards:
+                self.counts.update(_open(folder, shard, f"remove {folder}")["labels"].tolist())
+
+    def written(self) -> Iterator[bytes]:
+        """The SHA-256 of every picture in the finished shards."""
+        for shard in self.shards:
+            yield from map(bytes, _open(self.folder, shard, f"remove {self.folder}")["hashes"].numpy())
 
     def add(self, image: Tensor, label: int, digest: bytes) -> None:
         """Append one picture: uint8 [size, size, 3], its class, and its SHA-256."""
@@ -50,11 +69,8 @@ class ShardWriter:
         if self.filled == len(self.images):
             self._flush()
 
-    def close(self, class_names: list[str], findings: dict[str, list[str]]) -> int:
-        """Write the last shard and then the index, which makes the folder readable; return how many pictures.
-
-        `findings` are what a reader should know about the pictures, such as those left out.
-        """
+    def close(self, class_names: list[str]) -> int:
+        """Write the last shard and then the index, which makes the folder readable; return how many pictures."""
         if self.filled:
             self._flush()
         count = self.counts.total()
@@ -62,47 +78,47 @@ class ShardWriter:
             "class_counts": {name: self.counts[label] for label, name in enumerate(class_names)},
             "class_names": class_names,
             "count": count,
-            "findings": findings,
+            "findings": self.findings,
             "preprocessing": {"mode": "RGB", "resize": self.resize.mode, "size": self.resize.size},
             "shards": self.shards,
         }
-        files.write_json(self.folder / "index.json", index)
+        files.write_json(self.folder / "index.json", index | {"checksum": _checksum(index)})
         return count
 
     def _flush(self) -> None:
         path = self.folder / f"shard-{len(self.shards):05d}.safetensors"
         tensors = {"images": self.images, "labels": self.labels, "hashes": self.hashes}
+        # More than one metadata key would come out in another order in every process.
+        content = save({name: tensor[: self.filled] for name, tensor in tensors.items()}, metadata={"format": "pt"})
         with files.atomic(path) as unfinished:
-            # More than one metadata key would come out in another order in every process.
-            save_file({k: v[: self.filled] for k, v in tensors.items()}, unfinished, metadata={"format": "pt"})
-        self.shards.append({"count": self.filled, "file": path.name, "sha256": files.sha256(path)})
+            unfinished.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        self.shards.append({"count": self.filled, "file": path.name, "sha256": digest})
         self.filled = 0
+        files.write_json(self.notes, {"findings": self.findings, "rows": self.rows, "shards": self.shards})
 
 
 class ShardReader:
     """A split's pictures by number, through a memory map.
 
-    Raises:
-        UserError: a file is missing, or is not the one that prepare wrote.
+    Raises UserError: a file is missing, or is not the one that prepare wrote.
     """
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         index = files.read_json(folder / "index.json", REMEDY)
+        if not isinstance(index, dict) or index.pop("checksum", None) != _checksum(index):
+            raise UserError(f"{folder / 'index.json'} is damaged, it differs from its checksum: {REMEDY}")
         self.class_names: list[str] = index["class_names"]
         self.resize = Resize(index["preprocessing"]["size"], index["preprocessing"]["resize"])
         self.images: list[Tensor] = []
+        self.resident: tuple[Tensor, Tensor] | None = None  # images and labels on a device
         labels, hashes = [], []
         for shard in index["shards"]:
-            path = folder / shard["file"]
-            if not path.is_file():
-                raise UserError(f"{path} is missing: {REMEDY}")
-            if files.sha256(path) != shard["sha256"]:
-                raise UserError(f"{path} is damaged, its checksum differs from the index: {REMEDY}")
-            with safe_open(path, framework="pt") as tensors:
-                self.images.append(tensors.get_tensor("images"))
-                labels.append(tensors.get_tensor("labels"))
-                hashes.append(tensors.get_tensor("hashes"))
+            tensors = _open(folder, shard, REMEDY)
+            self.images.append(tensors["images"])
+            labels.append(tensors["labels"])
+            hashes.append(tensors["hashes"])
         self.labels = torch.cat(labels)
         self.hashes = [bytes(row).hex() for row in torch.cat(hashes).numpy()]
         self.starts = np.cumsum([0] + [len(images) for images in self.images])
@@ -126,24 +142,33 @@ class ShardReader:
         single picture would leave batch norm nothing to average over.
         """
         order = np.arange(len(self)) if order is None else order
+        if self.resident:
+            images, labels = self.resident
+            rows = torch.from_numpy(order).to(images.device)  # once: each copy waits for the device
+            for part in rows.tensor_split(num_batches(len(order), batch_size)):
+                yield images[part], labels[part]
+            return
         for indices in np.array_split(order, num_batches(len(order), batch_size)):
             yield self.gather(indices), self.labels[indices]
 
+    def to(self, device: torch.device) -> None:
+        """Hold all pictures in a device's memory, where a batch costs one indexing and no copy."""
+        self.resident = torch.cat([images.to(device) for images in self.images]), self.labels.to(device)
 
-class ResidentShards:
-    """All of a split in a device's memory, where a batch costs one indexing and no copy."""
 
-    def __init__(self, reader: ShardReader, device: torch.device):
-        self.images = torch.empty((len(reader), *reader.images[0].shape[1:]), dtype=torch.uint8, device=device)
-        for start, images in zip(reader.starts, reader.images, strict=False):
-            self.images[start : start + len(images)] = images.to(device)
-        self.labels = reader.labels.to(device)
+def _checksum(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
-    def batches(self, batch_size: int, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of `ShardReader.batches`, on the device."""
-        rows = torch.from_numpy(order).to(self.images.device)  # once: each copy waits for the device
-        for part in rows.tensor_split(num_batches(len(order), batch_size)):
-            yield self.images[part], self.labels[part]
+
+def _open(folder: Path, shard: dict[str, Any], remedy: str) -> dict[str, Tensor]:
+    """The tensors of a shard, through a memory map, once they are known to be those that were written."""
+    path = folder / shard["file"]
+    if path.parent != folder or not path.is_file():
+        raise UserError(f"{path} is missing: {remedy}")
+    if files.sha256(path) != shard["sha256"]:
+        raise UserError(f"{path} is damaged, its checksum differs from the index: {remedy}")
+    with safe_open(path, framework="pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in ("images", "labels", "hashes")}
 
 
 def prefetched(batches: Iterator[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:

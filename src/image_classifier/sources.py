@@ -5,6 +5,7 @@ Every source has the columns `image` (an Image feature, not decoded: the file's 
 and the splits `train` and, where the source has them, `validation` and `test`.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,13 +24,9 @@ datasets.disable_progress_bars()
 
 
 def load(data: Data, scratch: Path) -> datasets.DatasetDict:
-    """Load `data.source`; the pictures stay undecoded.
+    """Load `data.source`; the pictures stay undecoded, and tables of them in `scratch` as long as the result lives.
 
-    Args:
-        scratch: a folder for the tables of local files, which must live as long as the result.
-
-    Raises:
-        UserError: the source is missing, empty, or not a set of labelled pictures.
+    Raises UserError: the source is missing, empty, or not a set of labelled pictures.
     """
     if data.source == "digits":
         source = _digits()
@@ -148,8 +145,6 @@ def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
     image = _column(data.image_column, "data.image_column", datasets.Image, features)
     label = _column(data.label_column, "data.label_column", datasets.ClassLabel, features)
     source = datasets.DatasetDict({name: source[name] for name in SPLITS if name in source})
-    if image == label:
-        raise UserError(f"data.image_column and data.label_column are both {image}")
     for name, rows in source.items():
         if rows.data.column(label).null_count:
             raise UserError(f"data.source = {data.source}: rows of {name} have no {label}")
@@ -188,30 +183,23 @@ def _named(source: datasets.DatasetDict) -> datasets.DatasetDict:
 
 def _check_labels(source: datasets.DatasetDict, what: str) -> None:
     names = class_names(source["train"])
-    used = {}
+    if len(names) < 2:
+        raise UserError(f"data.source = {what} has one class, {names[0]}: a classifier needs two or more")
     for split, rows in source.items():
         labels = np.asarray(rows["label"])
-        if len(labels) == 0:
-            raise UserError(f"data.source = {what}: {split} holds no pictures")
         outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
         if len(outside):
             raise UserError(
                 f"data.source = {what}: row {outside[0]} of {split} has label {labels[outside[0]]}, "
                 f"outside the {len(names)} class names"
             )
-        used[split] = {names[label] for label in np.unique(labels)}
-        if used[split] != used["train"]:
-            odd = sorted(used[split] ^ used["train"])
-            raise UserError(f"data.source = {what}: the classes of {split} and train differ: {', '.join(odd[:5])}")
-    if unused := sorted(set(names) - used["train"]):
-        raise UserError(f"data.source = {what}: no picture of the class {', '.join(unused[:5])}")
-    if len(names) < 2:
-        raise UserError(f"data.source = {what} has one class, {names[0]}: a classifier needs two or more")
+        if missing := [name for label, name in enumerate(names) if label not in labels]:
+            raise UserError(f"data.source = {what}: {split} holds no picture of the class {', '.join(missing[:5])}")
 
 
 def location(image: dict | None, row: str) -> str:
     """How to name a picture to a person: its file below the working folder, or its row."""
-    own_file = image and image["bytes"] is None and (image["path"] or "").startswith(LOCAL)
+    own_file = image and image["bytes"] is None and os.path.normpath(image["path"] or "").startswith(LOCAL)
     return image["path"] if own_file else row
 
 
@@ -219,4 +207,11 @@ def read(image: dict | None) -> bytes:
     """The bytes of a picture file; none where a row has no picture."""
     if image is None or (image["bytes"] is None and not image["path"]):
         return b""
-    return Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    if image["bytes"] is not None:
+        return image["bytes"]
+    # A table may name any file of this machine: what is read lies with the pictures, or in the hub's cache.
+    path = Path(os.path.abspath(image["path"]))
+    roots = (LOCAL, datasets.config.HF_CACHE_HOME, datasets.config.DOWNLOADED_DATASETS_PATH)
+    if not any(path.is_relative_to(Path(root).absolute()) for root in roots):
+        raise OSError(f"{path} lies outside {LOCAL}")
+    return path.read_bytes()

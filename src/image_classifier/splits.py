@@ -1,9 +1,10 @@
 """Seeded, stratified train, val and test that share no picture."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import datasets
 import numpy as np
+import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from image_classifier.config import Data
@@ -13,8 +14,7 @@ from image_classifier.errors import UserError
 def split(source: datasets.DatasetDict, data: Data, seed: int) -> dict[str, datasets.Dataset]:
     """Return the datasets `test`, `val` and `train`, in this order.
 
-    Raises:
-        UserError: a split is missing and none may be carved, or a class is too small to share.
+    Raises UserError: a split is missing and none may be carved, or a class is too small to share.
     """
     train, test = source["train"], source.get("test")
     if test is None:
@@ -57,11 +57,8 @@ def _balanced(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
         raise UserError(f"data.subset_size = {size}, but the training split has {len(labels)} pictures")
     order = np.random.default_rng(seed).permutation(len(labels))
     # The rank of each item within its class; taking the lowest ranks first deals classes in turn.
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = np.arange(len(members))
-    chosen = order[np.argsort(rank[order], kind="stable")][:size]
+    rank = pd.Series(labels[order]).groupby(labels[order]).cumcount()
+    chosen = order[np.argsort(rank, kind="stable")][:size]
     counts = np.bincount(labels[chosen], minlength=labels.max() + 1)
     if counts.max() - counts.min() > 1:
         raise UserError(
@@ -80,36 +77,27 @@ class Screen:
     def __init__(self, data: Data):
         self.data = data
         self.seen: dict[bytes, str] = {}  # SHA-256 of the pixels -> the split they came in with
-        self.unreadable: dict[str, list[str]] = {}  # split -> where and why
-        self.duplicates: dict[str, list[str]] = {}  # split -> where, and in which split before
+        # split -> what -> where and why
+        self.findings: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"duplicates": [], "unreadable": []})
 
     def admit(self, split: str, where: str, digest: bytes) -> bool:
         """Whether the picture found at `where`, with these pixels, belongs in `split`."""
         first = self.seen.setdefault(digest, split)
         if first == split:
             return True
-        self.duplicates.setdefault(split, []).append(f"{where}: also in {first}")
+        self.findings[split]["duplicates"].append(f"{where}: also in {first}")
         return self.data.on_duplicate == "count"
-
-    def reject(self, split: str, where: str, reason: str) -> None:
-        """Record a picture that cannot be decoded."""
-        self.unreadable.setdefault(split, []).append(f"{where}: {reason}")
-
-    def findings(self, split: str) -> dict[str, list[str]]:
-        """What was found in a split, for its index."""
-        return {"duplicates": self.duplicates.get(split, []), "unreadable": self.unreadable.get(split, [])}
 
     def conclude(self) -> None:
         """Say what was found.
 
-        Raises:
-            UserError: there are findings which the settings do not allow.
+        Raises UserError: there are findings which the settings do not allow.
         """
-        for key, setting, found, what, ways in (
-            ("data.on_unreadable", self.data.on_unreadable, self.unreadable, "cannot be read", "remove them, or skip"),
-            ("data.on_duplicate", self.data.on_duplicate, self.duplicates, "stand in two splits", "drop or count"),
+        for key, setting, kind, what, ways in (
+            ("data.on_unreadable", self.data.on_unreadable, "unreadable", "cannot be read", "remove them, or skip"),
+            ("data.on_duplicate", self.data.on_duplicate, "duplicates", "stand in two splits", "drop or count"),
         ):
-            listed = [line for lines in found.values() for line in lines]
+            listed = [line for found in self.findings.values() for line in found[kind]]
             if listed and setting == "fail":
                 raise UserError(f"{len(listed)} pictures {what} ({key} = fail; {ways}): " + "; ".join(listed))
             if listed:

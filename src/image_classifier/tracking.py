@@ -7,10 +7,12 @@ whatever it raises is told in one line and the work goes on.
 
 import logging
 import os
+import platform
+import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,45 +28,47 @@ import pandas as pd
 from dvclive import Live
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.models import infer_signature
 
+from image_classifier import files
 from image_classifier.config import Config, Mlflow
+from image_classifier.errors import UserError
 from image_classifier.runtime import repository
 from image_classifier.timing import Stopwatch
 
 MODEL_TAG = "model.sha256"
+LOCK_TAG = "training.lock"  # host and path of the lock that the training holds while it lives
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # says every table of a fresh sqlite store
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
 
-class Tracker:
-    """Logs one training to DVCLive's folder, which is emptied, and to a new MLflow run.
+class Tracker(AbstractContextManager):
+    """Logs one training to DVCLive's folder, which is emptied, and mirrors it in one MLflow run.
 
-    Every key of `config` and `num_classes` become parameters there, `tags` (facts that may differ
-    between equal runs) tags.
+    A training that goes on after it was killed goes on in its run, found by the path of `lock`,
+    which the caller holds. Every key of `config` and `num_classes` become parameters there, `tags`
+    (facts that may differ between equal runs) tags.
     """
 
-    def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str]):
+    def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str], lock: str):
         # dvcyaml=None: dvc.yaml is written by hand; DVCLive would rewrite it while the pipeline runs.
         self.live = Live(folder, dvcyaml=None, save_dvc_exp=False, report=None)
         self.client: MlflowClient | None = None
         self.run_id = ""
         with _tolerated("starting a run"):
             client, experiment = _connect(config.mlflow)
-            # MLflow makes a name up where no DVC experiment runs.
-            run = client.create_run(experiment, run_name=os.environ.get("DVC_EXP_NAME"), tags=tags)
-            params = [Param(name, str(value)) for name, value in _params(config, num_classes).items()]
-            client.log_batch(run.info.run_id, params=params)
+            run = _of_a_killed_training(client, experiment, lock) or _new_run(client, experiment)
+            client.update_run(run.info.run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
+            tags = tags | {LOCK_TAG: f"{platform.node()}:{lock}"}
+            params = [] if run.data.params else _params(config, num_classes)
+            client.log_batch(run.info.run_id, [], params, [RunTag(name, value) for name, value in tags.items()])
             self.client, self.run_id = client, run.info.run_id
-
-    def __enter__(self) -> "Tracker":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None:
-            self._end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+            self._to_mlflow(status="KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
 
     def log_epoch(self, epoch: int, values: dict[str, float]) -> None:
         """Log the metrics of an epoch under its number."""
@@ -72,7 +76,7 @@ class Tracker:
         for name, value in values.items():
             self.live.log_metric(name, value)
         self.live.make_summary()
-        self._to_mlflow(values, epoch)
+        self._to_mlflow()
 
     def finish(self, best: dict[str, float], model_sha256: str, clock: Stopwatch) -> None:
         """Close the run: `best` becomes DVCLive's metrics.json; the weights' hash finds the run again.
@@ -81,74 +85,133 @@ class Tracker:
         """
         self.live.summary = dict(best)
         self.live.make_summary()
-        self._to_mlflow(
-            {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}, best["best_epoch"]
-        )
         times = {f"seconds.{phase}": spent for phase, spent in clock.seconds.items()}
-        self._to_mlflow(times | {"images_per_second": clock.rate()}, best["best_epoch"])
-        if self.client:
-            with _tolerated("tagging the run"):
-                self.client.set_tag(self.run_id, MODEL_TAG, model_sha256)
-        self._end("FINISHED")
+        points = _points(best, prefix="best_") + _points(times | {"images_per_second": clock.rate()})
+        self._to_mlflow(points, [RunTag(MODEL_TAG, model_sha256)], "FINISHED")
 
-    def _to_mlflow(self, values: dict[str, float], step: int) -> None:
+    def _to_mlflow(self, points: Sequence[Metric] = (), tags: Sequence[RunTag] = (), status: str | None = None) -> None:
         if self.client is None:
             return
-        now = int(time.time() * 1000)
-        with _tolerated("logging metrics") as problems:
-            metrics = [Metric(name, value, now, step) for name, value in values.items()]
-            self.client.log_batch(self.run_id, metrics=metrics)
+        with _tolerated("logging") as problems:
+            _mirror(self.client, self.run_id, Path(self.live.dir))
+            self.client.log_batch(self.run_id, points, tags=tags)
+            if status:
+                self.client.set_terminated(self.run_id, status)
         if problems:
             self.client = None  # one pause is enough
 
-    def _end(self, status: str) -> None:
-        if self.client:
-            with _tolerated("ending the run"):
-                self.client.set_terminated(self.run_id, status)
-
 
 def add_to_model_run(
-    settings: Mlflow,
-    model_sha256: str,
-    values: dict[str, float],
-    artifacts: Path | None = None,
-    onnx_model: Path | None = None,
+    settings: Mlflow, sha256: str, values: dict[str, float], artifacts: Path | None = None, onnx: Path | None = None
 ) -> None:
-    """Add to the newest finished run of the model with these weights; open one if there is none.
+    """Add to the newest run of the model with these weights; open one if there is none.
 
-    `values` are metrics under their names in MLflow, `artifacts` a folder, `onnx_model` the file of the run's model.
+    `values` are metrics under their names in MLflow, `artifacts` a folder, `onnx` the file of the run's model.
     """
     with _tolerated("logging"):
         client, experiment = _connect(settings)
-        found = client.search_runs(
-            [experiment],
-            filter_string=f"tags.`{MODEL_TAG}` = '{model_sha256}' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time DESC"],
-            max_results=1,
-        )
-        run = found[0] if found else client.create_run(experiment, run_name=os.environ.get("DVC_EXP_NAME"))
-        client.log_batch(run.info.run_id, tags=[RunTag(MODEL_TAG, model_sha256)])
-        with mlflow.start_run(run_id=run.info.run_id):
-            mlflow.log_metrics(values)
-            if artifacts is not None:
-                mlflow.log_artifacts(str(artifacts), artifacts.name)
-            if onnx_model is not None:
-                _log_onnx(onnx_model)
+        run = _of_the_model(client, experiment, sha256)
+        if artifacts is not None:
+            client.log_artifacts(run.info.run_id, str(artifacts), artifacts.name)
+        if onnx is not None:
+            with mlflow.start_run(run_id=run.info.run_id):
+                _log_onnx(onnx)
+        client.log_batch(run.info.run_id, _points(values))
+        client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def sync(config: Config, sha256: str, train: Path, evaluate: Path) -> str:
+    """Give MLflow what it missed of what is in the folders `train` and `evaluate`, once; return the run's id.
+
+    Raises UserError: the metrics are missing, or the server fails.
+    """
+    best = files.read_json(train / "metrics.json", "run `dvc repro train`")
+    test = files.read_json(evaluate / "metrics.json", "run `dvc repro evaluate`")
+    try:
+        client, experiment = _connect(config.mlflow)
+        run = _of_the_model(client, experiment, sha256)
+        if "best_val_accuracy" not in run.data.metrics:
+            _mirror(client, run.info.run_id, train)
+            points = _points(best, prefix="best_")
+            client.log_batch(run.info.run_id, points, _params(config, test["num_classes"]))
+        if "test_accuracy" not in run.data.metrics:
+            values = {f"test_{name}": value for name, value in test.items() if not name.startswith("num_")}
+            client.log_artifacts(run.info.run_id, str(evaluate), evaluate.name)
+            client.log_batch(run.info.run_id, _points(values))
+        client.set_terminated(run.info.run_id, "FINISHED")
+    except Exception as error:
+        raise UserError(f"MLflow: {_reason(error)}; nothing is lost: run sync again when the server answers") from None
+    return run.info.run_id
+
+
+def _new_run(client: MlflowClient, experiment: str) -> Run:
+    return client.create_run(experiment, run_name=os.environ.get("DVC_EXP_NAME"))  # without one MLflow makes it up
+
+
+def _of_the_model(client: MlflowClient, experiment: str, sha256: str) -> Run:
+    """The newest run of the model with these weights; a new one if there is none."""
+    query = f"tags.`{MODEL_TAG}` = '{sha256}'"  # which a training that ends sets
+    found = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
+    run = found[0] if found else _new_run(client, experiment)
+    client.set_tag(run.info.run_id, MODEL_TAG, sha256)
+    return run
+
+
+def _of_a_killed_training(client: MlflowClient, experiment: str, lock: str) -> Run | None:
+    """The run that a training under this lock left unfinished.
+
+    Runs of others that died on this machine without a word are marked as killed.
+    """
+    here = f"{platform.node()}:"
+    query = f"tags.`{LOCK_TAG}` LIKE '{here}%' and attributes.status != 'FINISHED'"
+    unfinished = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
+    unfinished = [run for run in unfinished if MODEL_TAG not in run.data.tags]  # evaluate or export is at it
+    for run in unfinished:
+        path = Path(run.data.tags[LOCK_TAG].removeprefix(here))
+        if path != Path(lock) and run.info.status == "RUNNING" and path.is_file():
+            with suppress(OSError), FileLock(path, blocking=False):  # free: its process is gone
+                client.set_terminated(run.info.run_id, "KILLED")
+    return next((run for run in unfinished if run.data.tags[LOCK_TAG] == f"{here}{lock}"), None)
+
+
+def _mirror(client: MlflowClient, run_id: str, train: Path) -> None:
+    """Log what DVCLive's folder holds of the epochs that the run does not."""
+    series = [pd.read_csv(path, sep="\t", index_col="step") for path in train.glob("plots/metrics/*.tsv")]
+    known = {point.step for point in client.get_metric_history(run_id, "train_loss")}
+    for step, values in pd.concat([pd.DataFrame(), *series], axis=1).iterrows():
+        if step not in known:
+            client.log_batch(run_id, _points(values.to_dict(), step))
+
+
+def _params(config: Config, num_classes: int) -> list[Param]:
+    """Every key of params.yaml, and the published recipe's five under the names it gave them."""
+    published = {
+        "model_name": config.model.name,
+        "batch_size": config.training.batch_size,
+        "learning_rate": config.training.learning_rate,
+        "num_epochs": config.training.num_epochs,
+        "num_classes": num_classes,
+    }
+    values = pd.json_normalize(config.model_dump()).to_dict("records")[0] | published
+    return [Param(name, str(value)) for name, value in values.items()]
+
+
+def _points(values: dict[str, float], step: int = 0, prefix: str = "") -> list[Metric]:
+    now = int(time.time() * 1000)  # ms
+    return [Metric(prefix + name.removeprefix(prefix), float(value), now, int(step)) for name, value in values.items()]
 
 
 def _log_onnx(path: Path) -> None:
     import onnx
 
     model = onnx.load(path)
-    tensors = {}
-    for value in (model.graph.input[0], model.graph.output[0]):
-        kind = value.type.tensor_type
-        shape = [dim.dim_value or 2 for dim in kind.shape.dim]  # MLflow leaves the first dimension open
-        tensors[value.name] = np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    # Two pictures: MLflow leaves the first dimension open.
+    values = (model.graph.input[0], model.graph.output[0])
+    image, output = ([dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim] for value in values)
     mlflow.onnx.log_model(
         model,
         name="model",
-        signature=infer_signature(*({name: tensor} for name, tensor in tensors.items())),
+        signature=infer_signature({"image": np.zeros(image, "uint8")}, {"probabilities": np.zeros(output, "float32")}),
         # Named here: MLflow would otherwise load the model in a fresh process to find them out.
         pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")],
         save_as_external_data=False,
@@ -162,9 +225,9 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri or local
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.experiment_name
     mlflow.set_tracking_uri(uri)
-    client = MlflowClient()
     # Two processes that create a store or an experiment at once: one of them would fail.
     with FileLock(root / "mlflow.db.lock"):
+        client = MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return client, experiment.experiment_id
@@ -172,16 +235,9 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
         return client, client.create_experiment(name, artifact_location=artifacts)
 
 
-def _params(config: Config, num_classes: int) -> dict[str, Any]:
-    """Every key of params.yaml, and the published recipe's five under the names it gave them."""
-    return {
-        **pd.json_normalize(config.model_dump()).to_dict("records")[0],
-        "model_name": config.model.name,
-        "batch_size": config.training.batch_size,
-        "learning_rate": config.training.learning_rate,
-        "num_epochs": config.training.num_epochs,
-        "num_classes": num_classes,
-    }
+def _reason(error: Exception) -> str:
+    """What went wrong in one line, without the password that an address may hold."""
+    return re.sub("//[^/@ ]+@", "//", (str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 @contextmanager
@@ -191,6 +247,5 @@ def _tolerated(what: str) -> Iterator[list[str]]:
     try:
         yield problems
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        problems.append(reason)
-        print(f"warning: MLflow: {what} failed: {reason}; the run goes on without it", file=sys.stderr)
+        problems.append(_reason(error))
+        print(f"warning: MLflow: {what} failed: {problems[0]}; the run goes on without it", file=sys.stderr)

@@ -1,0 +1,122 @@
+"""What the machinery costs: an up-to-date `dvc repro`, an epoch's log, memory while the shards grow.
+
+python -m benchmarks.overhead    # in an up-to-date workspace: run `dvc repro` first
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import pairs
+
+REPEATS, EPOCHS = 5, 20
+SMALL, LARGE = 2, 16  # shards of 1,024 pictures at 160 px, 79 MB each
+
+
+def main() -> None:
+    """Measure each and print the table; with an argument, one measurement in this process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    parser.add_argument("--memory", type=int, metavar="SHARDS", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(memory(arguments.memory))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        empty = empty_pipeline(Path(folder) / "empty")
+        repro = [(seconds_of_repro(pairs.ROOT), seconds_of_repro(empty)) for _ in range(REPEATS)]
+        logs = seconds_per_logged_epoch(Path(folder) / "tracked")
+    ours, theirs = (statistics.median(times) for times in zip(*repro, strict=True))
+    ratios = [mine / peer for mine, peer in repro]
+    ratio = f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
+    command = [sys.executable, "-m", "benchmarks.overhead", "--memory"]
+    peaks = [
+        float(subprocess.run([*command, str(shards)], cwd=pairs.ROOT, check=True, capture_output=True).stdout)
+        for shards in (SMALL, LARGE)
+    ]
+    lines = ["### Overhead", ""]
+    lines += [f"`python -m benchmarks.overhead`, {pairs.environment(['dvc', 'dvclive', 'mlflow', 'torch'])}", ""]
+    lines += [
+        "| what | measured | target |",
+        "|---|---|---|",
+        f"| `dvc repro` with nothing to do | {ours:.2f} s, an empty one-stage pipeline {theirs:.2f} s: {ratio} | 1.5 |",
+        f"| an epoch logged to DVCLive and MLflow (local store) | {statistics.median(logs) * 1000:.0f} ms, "
+        f"{min(logs) * 1000:.0f} to {max(logs) * 1000:.0f} of {len(logs)} | 100 ms |",
+        f"| memory of an epoch's reading, of its own (not the page cache) | {peaks[0]:.0f} MiB with {SMALL} shards, "
+        f"{peaks[1]:.0f} MiB with {LARGE} | no growth |",
+    ]
+    print("\n".join(lines))
+    if arguments.record:
+        pairs.record("overhead", "\n".join(lines))
+
+
+def empty_pipeline(folder: Path) -> Path:
+    """A repository whose one stage depends on one file and writes another."""
+    folder.mkdir()
+    (folder / "in.txt").write_text("in")
+    stage = ["dvc", "stage", "add", "-q", "-n", "copy", "-d", "in.txt", "-o", "out.txt", "cp in.txt out.txt"]
+    for words in (["git", "init", "-q"], ["dvc", "init", "-q"], stage, ["dvc", "repro", "-q"]):
+        subprocess.run(words, cwd=folder, check=True)
+    return folder
+
+
+def seconds_of_repro(folder: Path) -> float:
+    """The wall time of `dvc repro` where nothing has changed."""
+    start = time.perf_counter()
+    done = subprocess.run(["dvc", "repro"], cwd=folder, check=True, capture_output=True, text=True)
+    spent = time.perf_counter() - start
+    if "are up to date" not in done.stdout:
+        sys.exit(f"{folder} was not up to date, and is now: run this again")
+    return spent
+
+
+def seconds_per_logged_epoch(folder: Path) -> list[float]:
+    """How long each epoch's log takes, in a fresh local store."""
+    from image_classifier import config, tracking
+
+    folder.mkdir()
+    params = config.load(pairs.ROOT / "params.yaml")
+    names = ["train_loss", "train_accuracy", "learning_rate", "val_loss", "val_accuracy", "val_precision", "val_recall"]
+    values, spent = dict.fromkeys([*names, "val_f1_score"], 0.5), []
+    os.chdir(folder)
+    tracker = tracking.Tracker("metrics/train", params, 10, {}, "lock")
+    for epoch in range(EPOCHS):
+        start = time.perf_counter()
+        tracker.log_epoch(epoch, values)
+        spent.append(time.perf_counter() - start)
+    os.chdir(pairs.ROOT)
+    return spent
+
+
+def memory(shards: int) -> float:
+    """Peak MiB of anonymous memory while an epoch of shuffled, normalised batches of 128 is read."""
+    import torch
+
+    from image_classifier import preprocess
+    from image_classifier.shards import SHARD_SIZE, ShardReader, ShardWriter, shuffled
+
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (SHARD_SIZE, 160, 160, 3), dtype=torch.uint8, generator=generator)
+    normalize, peak = preprocess.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder) / "train", preprocess.Resize(160, "stretch"))
+        for number in range(shards * SHARD_SIZE):
+            writer.add(pictures[number % SHARD_SIZE], number % 10, bytes(32))
+        writer.close([str(digit) for digit in range(10)])
+        del writer, pictures
+        reader = ShardReader(Path(folder) / "train")
+        for images, _ in reader.batches(128, shuffled(len(reader), 0, 0)):
+            normalize(images)
+            status = Path("/proc/self/status").read_text()
+            peak = max(peak, int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
+    return peak
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Same bytes? The committed state, run twice from nothing in two places, must leave the same outs.
+
+    make verify
+
+The second run has another folder, time zone, locale and PYTHONHASHSEED. That they agree is the
+gate. Whether they also agree with the committed dvc.lock is reported: another processor or torch
+may round differently, and environment.json, which `--record` writes beside the lock once the bytes
+are the same, says what those bytes were made with.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from image_classifier import config, files, precision, runtime
+from image_classifier.errors import UserError, run
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = ROOT / "environment.json"
+ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "C.UTF-8", "LANG": "tr_TR.UTF-8", "PYTHONHASHSEED": "12345"}
+
+
+def main() -> int:
+    """Run the pipeline twice, compare, and say what differs first; return 1 if the two runs differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="write environment.json if the committed bytes came out")
+    record = parser.parse_args().record
+    with tempfile.TemporaryDirectory() as folder:
+        first = rerun(Path(folder) / "here", {})
+        second = rerun(Path(folder) / "some/where/else", ELSEWHERE)
+        if where := difference(outs(first), outs(second)):
+            print(f"verify: NOT identical: {where[0]}: {file_that_differs(first / where[1], second / where[1])}")
+            return 1
+        print(f"verify: identical: {len(outs(first))} outs, made twice from nothing in two places")
+        where = difference(outs(ROOT), outs(first))
+    here = environment()
+    if where is None:
+        print("verify: and identical to the committed dvc.lock")
+        if record:
+            files.write_json(ENVIRONMENT, here)
+        return 0
+    there = files.read_json(ENVIRONMENT, "") if ENVIRONMENT.is_file() else {}
+    changed = [f"{name}: {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]]
+    print(f"verify: the committed dvc.lock has other bytes, first in {where[0]}: {where[1]}")
+    print(f"verify: what differs: {'; '.join(changed) or 'nothing that environment.json knows of'}")
+    return 0
+
+
+def rerun(clone: Path, surroundings: dict[str, str]) -> Path:
+    """Clone the committed state, give it the raw pictures and weights, and run the pipeline from nothing."""
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    for name in ("data/raw", "models/pretrained"):
+        shutil.copytree(ROOT / name, clone / name, dirs_exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    print(f"verify: running the pipeline in {clone}", flush=True)
+    # By force: what is in git, such as metrics, and in a cache of the user's would not be made again.
+    done = subprocess.run(
+        ["dvc", "repro", "--force"], cwd=clone, env=kept | surroundings, stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        raise UserError("the pipeline failed in a clone of the committed state; its messages are above")
+    return clone
+
+
+def outs(folder: Path) -> dict[tuple[str, str], str]:
+    """(stage, path) of every out and metrics file, in the order of the pipeline, and its hash."""
+    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    names = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
+    return {(name, out["path"]): out["md5"] for name in names for out in stages[name]["outs"]}
+
+
+def difference(ours: dict[tuple[str, str], str], theirs: dict[tuple[str, str], str]) -> tuple[str, str] | None:
+    """The first out whose hash differs, or that one side lacks."""
+    return next((out for out in ours | theirs if ours.get(out) != theirs.get(out)), None)
+
+
+def file_that_differs(first: Path, second: Path) -> Path:
+    """The first file that differs below two outs, or that one of them lacks."""
+    if first.is_file():
+        return first
+    names = sorted({path.relative_to(root) for root in (first, second) for path in root.rglob("*") if path.is_file()})
+    sums = [{name: files.sha256(root / name) for name in names if (root / name).is_file()} for root in (first, second)]
+    return next(first / name for name in names if sums[0].get(name) != sums[1].get(name))
+
+
+def environment() -> dict[str, str]:
+    """What may change the last digits: versions, processor, threads, precision."""
+    params = config.load(ROOT / "params.yaml")
+    runtime.configure(params.num_threads)
+    chosen = precision.resolve(params.training.device, params.training.precision)
+    facts = runtime.environment()
+    kept = {name: value for name, value in facts.items() if name.startswith(("version.", "processor", "threads"))}
+    return kept | {"precision": f"{chosen.name} on {chosen.device}", "python": platform.python_version()}
+
+
+if __name__ == "__main__":
+    run(main)

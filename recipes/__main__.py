@@ -1,0 +1,53 @@
+"""Write a recipe into params.yaml: `make recipe NAME=cifar10`, or `python -m recipes cifar10`."""
+
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from image_classifier import config, files
+from image_classifier.errors import UserError, run
+
+RECIPES = Path(__file__).parent
+
+
+def apply(name: str, path: Path = Path("params.yaml"), folder: Path = RECIPES) -> list[str]:
+    """Write what a recipe sets into `path`, keeping its comments; return the keys that changed.
+
+    Raises UserError: there is no such recipe, or params.yaml would not be valid with it.
+    """
+    recipe = folder / f"{name}.yaml"
+    if not recipe.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UserError(f"{recipe} is missing; the recipes are {known}")
+    config.load(path)  # says what is wrong before anything is changed
+    yaml = YAML()
+    yaml.width = 10_000  # a comment is not to be wrapped
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
+    values, changed = yaml.load(path), []
+    _update(values, yaml.load(recipe), "", changed)
+    with files.atomic(path) as unfinished:
+        yaml.dump(values, unfinished)
+        config.load(unfinished)
+    return changed
+
+
+def _update(values: dict, changes: dict, prefix: str, changed: list[str]) -> None:
+    for key, value in changes.items():
+        if key not in values:
+            raise UserError(f"the recipe sets {prefix}{key}, which params.yaml does not have")
+        if isinstance(value, dict):
+            _update(values[key], value, f"{prefix}{key}.", changed)
+        elif values[key] != value:
+            values[key] = value
+            changed.append(f"{prefix}{key} = {value}")
+
+
+def main() -> None:
+    """Apply the recipe named on the command line and say what it changed."""
+    (name,) = sys.argv[1:] or [""]
+    print("\n".join(apply(name)) or f"params.yaml is recipes/{name}.yaml already")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,254 @@
+"""Kill it, fill the disk, flip a bit, start it twice: the same bytes, or one line that says what is wrong."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import command, edit_params, new_project
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+
+from benchmarks import verify
+from image_classifier import config, engine, files, precision, resume, runtime, shards
+from image_classifier.errors import UserError, run
+from image_classifier.files import sha256
+from stages import evaluate, export, prepare, train
+
+KILLED_AFTER = (4, 22)  # seconds: from DVC's own start to the middle of a stage; a tiny stage takes 5 to 15
+
+
+def outs(folder: Path) -> dict[str, str]:
+    """The hash of every out, as DVC noted it."""
+    lock = YAML(typ="safe").load(folder / "dvc.lock")
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(3, 0), *[pytest.param(5, seed, marks=pytest.mark.full) for seed in range(1, 5)]]
+)
+def test_kill_9_at_random_moments_changes_no_byte(trained, tmp_path, kills, seed):
+    project, moments = new_project(tmp_path / "project"), random.Random(seed)
+    for _ in range(kills):
+        pipeline = subprocess.Popen(
+            ["dvc", "repro"], cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(moments.uniform(*KILLED_AFTER))
+        os.killpg(pipeline.pid, signal.SIGKILL)  # DVC and its stage
+        pipeline.wait()
+    command(project, "dvc", "repro")
+    assert outs(project) == outs(trained)
+    assert not list(project.rglob("*.unfinished"))
+    assert command(project, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_a_stage_left_running_keeps_a_second_one_out(project):
+    for name, stage in (("prepare", prepare), ("train", train), ("evaluate", evaluate), ("export", export)):
+        with FileLock(f".resume/{name}.lock"), pytest.raises(Timeout):
+            stage.main()
+    with FileLock(".resume/prepare.lock"):
+        result = command(project, "python", "-m", "stages.prepare", ok=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: .resume/prepare.lock is held by another process")
+
+
+def test_a_twin_in_another_folder_is_kept_out(project, monkeypatch, tmp_path):
+    runtime.configure(2)
+    index_files = [folder / "index.json" for folder in (train.TRAIN, train.VAL)]
+    key = resume.fingerprint(config.load(), precision.resolve("cpu", "fp32"), *index_files)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    state = resume.State(key)
+    monkeypatch.chdir(shutil.copytree(project, tmp_path / "twin", symlinks=True))
+    with state.lock, pytest.raises(Timeout, match=key):
+        train.main()
+
+
+def test_ctrl_c_and_a_kinder_kill_end_in_one_line(project):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "stages.prepare"],
+            cwd=project,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        process.stdout.readline()  # main has begun
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (1, "interrupted\n")
+
+
+def test_prepare_goes_on_after_the_shards_already_finished(project, trained, monkeypatch):
+    monkeypatch.setattr(shards.ShardWriter.__init__, "__defaults__", (None, 64))  # pictures a shard
+    shutil.rmtree("data/shards")
+    prepare.main()
+    whole = {path: sha256(path) for path in Path("data/shards").rglob("*.*")}
+    shutil.rmtree("data/shards")
+    flush, flushed = shards.ShardWriter._flush, []
+
+    def dies(self):
+        flush(self)
+        flushed.append(self.folder.name)
+        if len(flushed) in (3, 11):  # in test, and in train
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards.ShardWriter, "_flush", dies)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            prepare.main()
+        assert not [path for path in Path("data/shards").iterdir() if not path.name.startswith(".")]
+    prepare.main()
+    assert len(flushed) == sum(path.suffix == ".safetensors" for path in whole)  # none was made twice
+    assert {path: sha256(path) for path in Path("data/shards").rglob("*.*")} == whole
+
+
+def test_prepare_of_another_input_starts_afresh(project, monkeypatch):
+    monkeypatch.setattr(shards.ShardWriter.__init__, "__defaults__", (None, 64))  # pictures a shard
+    close = shards.ShardWriter.close
+    monkeypatch.setattr(shards.ShardWriter, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare.main()
+    assert Path("data/shards/.test.unfinished/.notes.json").is_file()
+    monkeypatch.setattr(shards.ShardWriter, "close", close)
+    edit_params(project, {"seed": 1})
+    prepare.main()
+    seeded = sha256("data/shards/test/index.json")
+    shutil.rmtree("data/shards")
+    prepare.main()
+    assert sha256("data/shards/test/index.json") == seeded
+
+
+@pytest.mark.parametrize(
+    ("stage", "full_for", "out"),
+    [
+        (prepare, "a shard", "data/shards"),
+        (train, "the resume state", "models/checkpoint"),
+        (train, "the model", "models/checkpoint"),
+        (export, "ONNX", "models/export"),
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_written(project, monkeypatch, tmp_path, stage, full_for, out):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))  # an old one may hold a database above the limit
+    if full_for == "the model":
+        monkeypatch.setattr(resume.State, "save", lambda *_: None)  # which is larger
+    shutil.rmtree(out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))  # bytes a file: enough for the databases
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run(stage.main)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = str(ended.value)
+    assert message.startswith("error: ") and "\n" not in message
+    assert "cannot be written: " in message and "File too large" in message
+    assert not Path(out).exists() or not [path for path in Path(out).iterdir() if not path.name.startswith(".")]
+    assert not [path for path in Path(".").rglob("*.unfinished") if path.parent != Path("data/shards")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs rights of root to give up")
+def test_a_read_only_folder_is_one_line(project):
+    for path in (project, *project.parents[:3]):  # of this test, of this run, of pytest
+        path.chmod(0o755)
+    command(project, "chmod", "-R", "a+rX", ".")
+    shutil.rmtree(".resume")
+    Path(".resume").mkdir()
+    Path(".resume").chmod(0o777)  # for the lock
+    nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
+    result = command(project, *nobody, sys.executable, "-m", "stages.evaluate", ok=False, HOME=str(project / ".resume"))
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("warning: MLflow")]
+    assert result.returncode == 1 and errors[0].startswith("error: metrics/evaluate cannot be written: "), result.stderr
+
+
+def damage(path: Path, how: str) -> None:
+    """Flip a bit in the middle of a file or cut its end off; the file may be a link into DVC's cache."""
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
+@pytest.mark.parametrize(
+    ("path", "stage"),
+    [
+        ("data/shards/train/shard-00000.safetensors", train),
+        ("data/shards/val/index.json", train),
+        ("data/shards/test/shard-00000.safetensors", evaluate),
+        ("models/checkpoint/model.safetensors", evaluate),
+        ("models/checkpoint/config.json", export),
+        ("models/checkpoint/preprocessor_config.json", export),
+        ("models/checkpoint/SHA256SUMS", export),
+    ],
+)
+def test_damage_is_found_before_use_and_named(project, path, stage, how):
+    damage(project / path, how)
+    with pytest.raises(UserError) as caught:
+        stage.main()
+    message = str(caught.value)
+    named = Path(path).name if path.endswith("SUMS") is False else "missing or damaged"
+    assert named in message and "run `dvc repro" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
+def test_a_damaged_resume_state_is_named_and_costs_no_byte(project, trained, monkeypatch, capsys, how):
+    validate, calls = engine.Trainer._validate, []
+
+    def dies_in_the_second_epoch(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self)
+
+    monkeypatch.setattr(engine.Trainer, "_validate", dies_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train.main()
+    (kept,) = Path(".resume").glob("*/epoch-*.pt")
+    damage(kept, how)
+    train.main()
+    assert f"{kept.name} is damaged" in capsys.readouterr().out
+    assert len(calls) == 5  # all three epochs again
+    assert sha256("models/checkpoint/model.safetensors") == sha256(trained / "models/checkpoint/model.safetensors")
+
+
+def test_a_gpu_without_memory_is_told_a_batch_size(project, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.Trainer, "_step", full)
+    with pytest.raises(UserError, match="full at training.batch_size = 16: try 8"):
+        train.main()
+
+
+def test_a_shard_that_an_index_names_lies_beside_it(project):
+    shutil.move("data/shards/val/shard-00000.safetensors", "elsewhere.safetensors")
+    index = files.read_json("data/shards/val/index.json", "")
+    index["shards"][0]["file"] = "../../../elsewhere.safetensors"
+    del index["checksum"]
+    Path("data/shards/val/index.json").unlink()
+    files.write_json("data/shards/val/index.json", index | {"checksum": shards._checksum(index)})
+    with pytest.raises(UserError, match="elsewhere.safetensors is missing"):
+        shards.ShardReader("data/shards/val")
+
+
+def test_verify_names_the_first_out_and_file_that_differ(trained, tmp_path):
+    other = shutil.copytree(trained, tmp_path / "other", symlinks=True)
+    assert verify.difference(verify.outs(trained), verify.outs(other)) is None
+    path = other / "models/export/hf/config.json"
+    lock = (other / "dvc.lock").read_text()
+    (other / "dvc.lock").write_text(lock.replace(outs(trained)["models/export"], "0" * 32))
+    damage(path, "flipped")
+    assert verify.difference(verify.outs(trained), verify.outs(other)) == ("export", "models/export")
+    found = verify.file_that_differs(trained / "models/export", other / "models/export")
+    assert found == trained / "models/export/hf/config.json"
