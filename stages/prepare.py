@@ -9,6 +9,7 @@ from filelock import FileLock
 from image_classifier import config, files, preparation, sources, splits
 from image_classifier.errors import run
 from image_classifier.preprocess import Resize
+from stages import took
 
 SHARDS, SCRATCH = Path("data/shards"), Path("data/.source")
 
@@ -30,8 +31,8 @@ def main() -> None:
             folder = finished.enter_context(files.resumable(SHARDS / name, key))
             counts[name] = preparation.write(folder, name, rows, resize, screen)
         screen.conclude()
-    for name, count in counts.items():
-        print(f"prepare: {name}: {count} pictures of {resize.size} px in {SHARDS / name}")
+    written = ", ".join(f"{name} {count}" for name, count in counts.items())
+    print(f"prepare: {SHARDS}: {written} pictures of {resize.size} px; {took()}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from image_classifier import config, engine, files, models, precision, resume, r
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
 from image_classifier.timing import SAVING, TRACKING
+from stages import took
 
 TRAIN, VAL = Path("data/shards/train"), Path("data/shards/val")
-CHECKPOINT = Path("models/checkpoint")
+INDEX, CHECKPOINT = TRAIN / "index.json", Path("models/checkpoint")
 SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # of each epoch
 
 
@@ -30,9 +31,9 @@ def main() -> None:
     trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
     clock = trainer.clock
 
-    state = resume.State(resume.fingerprint(params, chosen, TRAIN / "index.json", VAL / "index.json"))
-    tags = runtime.environment() | {"precision": chosen.name, "precision.reason": chosen.reason}
-    num_classes = len(train.class_names)
+    state = resume.State(resume.fingerprint(params, chosen, INDEX, VAL / "index.json"))
+    tags = {"precision": chosen.name, "precision.reason": chosen.reason, "data.sha256": files.sha256(INDEX)}
+    tags, num_classes = tags | runtime.environment(), len(train.class_names)
     with state.lock, tracking.Tracker("metrics/train", params, num_classes, tags, state.lock.lock_file) as tracker:
         if kept := state.load():
             trainer.load_state_dict(kept)
@@ -52,7 +53,7 @@ def main() -> None:
         tracker.finish(best, files.sha256(CHECKPOINT / "model.safetensors"), clock)
         files.remove(state.folder)
     print(f"train: where the time went\n{clock.table()}")
-    print(f"train: {CHECKPOINT} holds epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}")
+    print(f"train: {CHECKPOINT}: epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}; {took()}")
 
 
 if __name__ == "__main__":

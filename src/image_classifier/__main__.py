@@ -1,4 +1,4 @@
-"""The command line: `python -m image_classifier predict|doctor|sync`."""
+"""The command line: `python -m image_classifier predict|compare|doctor|sync`."""
 
 import argparse
 import subprocess
@@ -16,6 +16,9 @@ def main() -> int:
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of them")
     predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
     predict.add_argument("--json", action="store_true", help="print JSON")
+    compare = commands.add_parser("compare", help="say whether one model is better than another on the same pictures")
+    for name in ("A", "B"):
+        compare.add_argument(name, help="an experiment, a revision, or workspace")
     commands.add_parser("doctor", help="say whether everything is fit to run, and what to do if not")
     commands.add_parser("sync", help="give MLflow what it missed of the present model while it could not be reached")
     options = parser.parse_args()
@@ -23,6 +26,10 @@ def main() -> int:
         from image_classifier import predict
 
         return predict.main(options.paths, options.top_k, options.json)
+    if options.command == "compare":
+        from image_classifier import compare
+
+        return compare.main(options.A, options.B)
     if options.command == "sync":
         from image_classifier import config, files, tracking
 

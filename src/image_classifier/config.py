@@ -5,6 +5,7 @@ schema has no defaults, so there is one place to look.
 """
 
 import difflib
+import io
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,6 +109,12 @@ class Config(Section):
     evaluation: Evaluation
     export: Export
     mlflow: Mlflow
+
+    def as_yaml(self) -> str:
+        """All that decides a result, as params.yaml has it; where MLflow is does not."""
+        text = io.StringIO()
+        YAML().dump(self.model_dump(exclude={"mlflow"}), text)
+        return text.getvalue().strip()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":

@@ -135,13 +135,12 @@ class Trainer:
         # What is measured stays on the device until the epoch ends: reading it would wait for the GPU.
         losses, rates, correct = [], [], torch.zeros((), device=device)
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
-        with tqdm(total=len(self.train), desc=title, unit=" images", leave=False, disable=None) as bar:
-            for step, (images, labels) in enumerate(self.clock.each(READING, self._batches(order))):
-                rates.append(self.optimizer.param_groups[0]["lr"])
-                loss, hits = self._step(images, labels, derive_seed(self.seed, epoch, step), size)
-                losses.append(loss * len(labels))
-                correct += hits
-                bar.update(len(labels))
+        batches = with_progress(self.clock.each(READING, self._batches(order)), len(self.train), title)
+        for step, (images, labels) in enumerate(batches):
+            rates.append(self.optimizer.param_groups[0]["lr"])
+            loss, hits = self._step(images, labels, derive_seed(self.seed, epoch, step), size)
+            losses.append(loss * len(labels))
+            correct += hits
         self.clock.images += len(self.train)
         with self.clock(COMPUTE):  # waits for the device
             sums, train_accuracy = torch.stack(losses).cpu(), float(correct / len(self.train))
@@ -217,6 +216,14 @@ class Trainer:
             parameters = list(module.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 module.eval()
+
+
+def with_progress(batches: Batches, count: int, title: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, of `count` pictures in all, with a progress bar on a terminal."""
+    with tqdm(total=count, desc=title, unit=" images", leave=False, disable=None) as bar:
+        for images, labels in batches:
+            yield images, labels
+            bar.update(len(labels))
 
 
 @torch.inference_mode()

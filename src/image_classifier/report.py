@@ -1,12 +1,15 @@
-"""The files that people read: tables of an evaluation, and the report of a whole run."""
+"""The files that people read: tables of an evaluation, the report of a whole run, the model's card."""
 
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 import pandas as pd
 
-from image_classifier import files, metrics
+from image_classifier import files, metrics, pictures
 from image_classifier.config import Config
+from image_classifier.shards import ShardReader
 
 # What was published for this recipe, of the test split.
 PUBLISHED = {"accuracy": 0.9020, "precision": 0.9033, "recall": 0.9020, "f1_score": 0.9019}
@@ -14,62 +17,96 @@ PUBLISHED_NOTE = (
     "The published code cannot run (its model code was never committed), and its test figures were measured on "
     "1,000 pictures, not the 5,000 it states: the 95 % interval of its accuracy is 0.882 to 0.919."
 )
+ROWS = 50  # of a table, at most
 
 
 def write_evaluation(
-    folder: Path, labels: np.ndarray, probabilities: np.ndarray, hashes: list[str], class_names: list[str]
+    folder: Path, labels: np.ndarray, probabilities: np.ndarray, test: ShardReader
 ) -> dict[str, float]:
-    """Write metrics.json, per_class.csv and predictions.csv; return the metrics.
+    """Write metrics.json, the tables and galleries of what the network said of `test`; return the metrics.
 
-    `labels` are int64 [N], `probabilities` float [N, classes], `hashes` each picture's SHA-256 in hex.
+    `labels` are int64 [N], `probabilities` float [N, classes].
     """
     folder.mkdir()
-    values = metrics.classification(labels, probabilities)
-    files.write_json(folder / "metrics.json", values | {"num_images": len(labels), "num_classes": len(class_names)})
-    pd.DataFrame(metrics.per_class(labels, probabilities, class_names)).to_csv(folder / "per_class.csv", index=False)
-    names, predicted = np.array(class_names), probabilities.argmax(axis=1)
-    predictions = {
-        "image": hashes,
-        "actual": names[labels],
-        "predicted": names[predicted],
-        "confidence": probabilities.max(axis=1),
-    }
-    pd.DataFrame(predictions).to_csv(folder / "predictions.csv", index=False, float_format="%.6f")
+    values = metrics.classification(labels, probabilities) | metrics.evidence(labels, probabilities)
+    counts = {"num_images": len(labels), "num_classes": len(test.class_names)}
+    files.write_json(folder / "metrics.json", values | counts)
+    metrics.per_class(labels, probabilities, test.class_names).to_csv(folder / "per_class.csv", index=False)
+    bins = metrics.calibration(labels, probabilities)
+    bins.assign(perfect=bins["confidence"]).to_csv(folder / "calibration.csv", index=False, float_format="%.6f")
+    names, predicted = np.array(test.class_names), probabilities.argmax(axis=1)
+    predictions = pd.DataFrame(
+        {
+            "image": test.hashes,
+            "actual": names[labels],
+            "predicted": names[predicted],
+            "confidence": probabilities.max(axis=1),
+        }
+    )
+    predictions.to_csv(folder / "predictions.csv", index=False, float_format="%.6f")
+    wrong = predictions[labels != predicted].sort_values("confidence", ascending=False, kind="stable")
+    sample = predictions.sample(min(pictures.SHOWN, len(labels)), random_state=0)
+    pictures.gallery(folder / "mistakes.png", wrong[: pictures.SHOWN], test)
+    pictures.gallery(folder / "random.png", sample, test)
     return values
 
 
-def write_report(path: Path, config: Config, train: Path, evaluate: Path) -> None:
-    """Write what was trained on what, every epoch, and train against val against test, as Markdown.
+def facts(config: Config, exported: dict[str, float], weights: str, folder: Path, index: Path) -> dict[str, Any]:
+    """What the report and the card say: the files in `folder` (metrics/) are the only source of figures.
 
-    The files of `train` (DVCLive's folder) and `evaluate` are the only source of figures.
+    `exported` are the metrics of export, `weights` the SHA-256 of the weights, `index` that of the training shards.
     """
-    best = files.read_json(train / "metrics.json", "run `dvc repro train`")
-    test = files.read_json(evaluate / "metrics.json", "run `dvc repro evaluate`")
-    text = [
-        "# Report",
-        f"{config.model.name} ({'pretrained' if config.model.pretrained else 'from scratch'}) on {config.data.source}, "
-        f"{config.data.image_size} px, {test['num_classes']} classes, {test['num_images']} test pictures; "
-        f"{config.training.optimizer}, learning rate {config.training.learning_rate:g}, "
-        f"batch {config.training.batch_size}, {config.training.num_epochs} epochs.",
-        "## Every epoch",
-        _markdown(_epochs(train)),
-        f"The checkpoint is that of epoch {best['best_epoch'] + 1}, the best on val.",
-        "## Train, val and test",
-        _markdown(_splits(best, test, _is_published(config))),
-        "Precision, recall and F1 are averages weighted by the size of the class. The figures of train are running "
-        "averages over the epoch, while the weights changed.",
-    ]
-    if _is_published(config):
-        text.append(PUBLISHED_NOTE)
-    with files.atomic(path) as unfinished:
-        unfinished.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    train = files.read_json(index, "run `dvc repro prepare`")
+    best = files.read_json(folder / "train/metrics.json", "run `dvc repro train`")
+    test = files.read_json(folder / "evaluate/metrics.json", "run `dvc repro evaluate`")
+    classes = pd.read_csv(
+        folder / "evaluate/per_class.csv", index_col="class", dtype={"class": str}, keep_default_na=False
+    )
+    predictions = pd.read_csv(folder / "evaluate/predictions.csv", dtype=str, keep_default_na=False)
+    wrong = predictions[predictions["actual"] != predictions["predicted"]]
+    confused = (
+        wrong.value_counts(["actual", "predicted"])
+        .reset_index()
+        .sort_values(["count", "actual", "predicted"], ascending=[False, True, True])
+    )
+    bounds = {
+        name.removesuffix("_low"): (test[name], test[f"{name[:-3]}high"]) for name in test if name.endswith("_low")
+    }
+    intervals = pd.DataFrame({name: (test[name], *both) for name, both in bounds.items()}, ["value", "low", "high"]).T
+    published = _is_published(config)
+    return {
+        **config.model_dump(),
+        "apple": config.model.pretrained and config.model.name.startswith("apple/"),
+        "best": best,
+        "class_names": ", ".join(train["class_names"][:ROWS]) + ("" if len(classes) <= ROWS else ", ..."),
+        "classes": _markdown(classes.nsmallest(ROWS, "f1_score") if len(classes) > ROWS else classes),
+        "confused": "" if wrong.empty else _markdown(confused[:10].set_index("actual")),
+        "epochs": _markdown(_epochs(folder / "train")),
+        "intervals": _markdown(intervals),
+        "local": config.data.source == "digits" or Path(config.data.source).exists(),
+        "params": config.as_yaml(),
+        "parity": _markdown(pd.DataFrame({"value": {name: f"{value:,.4g}" for name, value in exported.items()}})),
+        "pictures": train["count"],
+        "seed": config.seed,
+        "published": PUBLISHED_NOTE if published else "",
+        "sha256": weights,
+        "splits": _markdown(_splits(best, test, published)),
+        "test": test,
+    }
+
+
+def render(template: str, facts: dict[str, Any]) -> str:
+    """A text of templates/ with these facts in it."""
+    loader = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.get_template(template).render(facts)
 
 
 def _epochs(train: Path) -> pd.DataFrame:
     columns = ["train_loss", "train_accuracy"]
     columns += [f"val_{name}" for name in ("loss", "accuracy", "precision", "recall", "f1_score")]
     series = {name: pd.read_csv(train / f"plots/metrics/{name}.tsv", sep="\t")[name] for name in columns}
-    table = pd.DataFrame(series).rename(columns=lambda name: name.replace("_", " "))
+    table = pd.DataFrame(series)
     return table.set_axis(table.index + 1).rename_axis("epoch")
 
 
@@ -80,7 +117,7 @@ def _splits(best: dict[str, float], test: dict[str, float], published: bool) -> 
     table["train - test"] = table["train"] - table["test"]
     if published:
         table["test, published"] = pd.Series(PUBLISHED)
-    return table.rename(index=lambda name: name.replace("_", " "))
+    return table
 
 
 def _is_published(config: Config) -> bool:
@@ -93,7 +130,7 @@ def _is_published(config: Config) -> bool:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    cells = table.map(lambda value: "" if pd.isna(value) else f"{value:.4f}")
-    rows = [[name, *row] for name, row in zip(table.index.astype(str), cells.values, strict=True)]
-    header = [table.index.name or "", *table.columns]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+    def text(value: Any) -> Any:
+        return "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else value
+
+    return table.astype(object).map(text).to_markdown(disable_numparse=True)

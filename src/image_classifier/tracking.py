@@ -28,7 +28,8 @@ import pandas as pd
 from dvclive import Live
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 
 from image_classifier import files
@@ -38,6 +39,9 @@ from image_classifier.runtime import repository
 from image_classifier.timing import Stopwatch
 
 MODEL_TAG = "model.sha256"
+DATA_TAG = "data.sha256"  # of the index of the training shards
+ALIAS = "current"  # of the registered model that was exported last
+EXPERIMENT_TAG = "dvc.experiment"
 LOCK_TAG = "training.lock"  # host and path of the lock that the training holds while it lives
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # says every table of a fresh sqlite store
@@ -49,7 +53,7 @@ class Tracker(AbstractContextManager):
 
     A training that goes on after it was killed goes on in its run, found by the path of `lock`,
     which the caller holds. Every key of `config` and `num_classes` become parameters there, `tags`
-    (facts that may differ between equal runs) tags.
+    (`data.sha256`, and facts that may differ between equal runs) tags.
     """
 
     def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str], lock: str):
@@ -61,9 +65,13 @@ class Tracker(AbstractContextManager):
             client, experiment = _connect(config.mlflow)
             run = _of_a_killed_training(client, experiment, lock) or _new_run(client, experiment)
             client.update_run(run.info.run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
-            tags = tags | {LOCK_TAG: f"{platform.node()}:{lock}"}
+            tags = tags | {LOCK_TAG: f"{platform.node()}:{lock}", EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", "")}
             params = [] if run.data.params else _params(config, num_classes)
             client.log_batch(run.info.run_id, [], params, [RunTag(name, value) for name, value in tags.items()])
+            data = Dataset(
+                config.data.source, tags[DATA_TAG][:32], "dvc", f"{config.data.source}@{config.data.revision}"
+            )
+            client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
             self.client, self.run_id = client, run.info.run_id
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -102,20 +110,27 @@ class Tracker(AbstractContextManager):
 
 
 def add_to_model_run(
-    settings: Mlflow, sha256: str, values: dict[str, float], artifacts: Path | None = None, onnx: Path | None = None
+    settings: Mlflow, sha256: str, values: dict[str, float], artifacts: Path, onnx: Path | None = None
 ) -> None:
     """Add to the newest run of the model with these weights; open one if there is none.
 
-    `values` are metrics under their names in MLflow, `artifacts` a folder, `onnx` the file of the run's model.
+    `values` are metrics under their names in MLflow, `artifacts` a file or a folder, `onnx` the file of the run's
+    model, which becomes the newest version of the registered model, with the alias `current`.
     """
     with _tolerated("logging"):
         client, experiment = _connect(settings)
         run = _of_the_model(client, experiment, sha256)
-        if artifacts is not None:
+        if artifacts.is_dir():
             client.log_artifacts(run.info.run_id, str(artifacts), artifacts.name)
+        else:
+            client.log_artifact(run.info.run_id, str(artifacts))
         if onnx is not None:
             with mlflow.start_run(run_id=run.info.run_id):
-                _log_onnx(onnx)
+                source = _log_onnx(onnx)
+            with suppress(MlflowException):  # there is one by this name
+                client.create_registered_model(settings.experiment_name)
+            registered = client.create_model_version(settings.experiment_name, source, run.info.run_id)
+            client.set_registered_model_alias(settings.experiment_name, ALIAS, registered.version)
         client.log_batch(run.info.run_id, _points(values))
         client.set_terminated(run.info.run_id, "FINISHED")
 
@@ -201,14 +216,15 @@ def _points(values: dict[str, float], step: int = 0, prefix: str = "") -> list[M
     return [Metric(prefix + name.removeprefix(prefix), float(value), now, int(step)) for name, value in values.items()]
 
 
-def _log_onnx(path: Path) -> None:
+def _log_onnx(path: Path) -> str:
+    """Log the model to the active run; return its address."""
     import onnx
 
     model = onnx.load(path)
     # Two pictures: MLflow leaves the first dimension open.
     values = (model.graph.input[0], model.graph.output[0])
     image, output = ([dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim] for value in values)
-    mlflow.onnx.log_model(
+    logged = mlflow.onnx.log_model(
         model,
         name="model",
         signature=infer_signature({"image": np.zeros(image, "uint8")}, {"probabilities": np.zeros(output, "float32")}),
@@ -216,6 +232,7 @@ def _log_onnx(path: Path) -> None:
         pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")],
         save_as_external_data=False,
     )
+    return logged.model_uri
 
 
 def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
