@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from image_classifier import metrics
 
@@ -18,11 +19,47 @@ def test_numbers_worked_out_by_hand():
 
 
 def test_per_class_has_a_row_for_a_class_that_never_occurs():
-    rows = metrics.per_class(LABELS, PROBABILITIES, ["cat", "dog", "emu"])
-    assert [row["class"] for row in rows] == ["cat", "dog", "emu"]
-    assert [row["support"] for row in rows] == [3, 1, 0]
-    assert rows[2]["f1_score"] == 0
+    table = metrics.per_class(LABELS, PROBABILITIES, ["cat", "dog", "emu"])
+    assert list(table["class"]) == ["cat", "dog", "emu"]
+    assert list(table["support"]) == [3, 1, 0]
+    assert table["f1_score"][2] == 0
 
 
 def test_a_probability_of_zero_gives_a_finite_loss():
     assert np.isfinite(metrics.classification(np.array([2]), np.array([[1.0, 0.0, 0.0]]))["loss"])
+
+
+def test_intervals_hold_the_value_and_shrink_with_the_pictures():
+    small = metrics.evidence(LABELS, PROBABILITIES)
+    many = metrics.evidence(np.tile(LABELS, 100), np.tile(PROBABILITIES, (100, 1)))
+    values = metrics.classification(LABELS, PROBABILITIES)
+    for name, value in values.items():
+        for found in (small, many):
+            assert found[f"{name}_low"] <= value <= found[f"{name}_high"], name
+        assert many[f"{name}_high"] - many[f"{name}_low"] < small[f"{name}_high"] - small[f"{name}_low"], name
+    assert small == metrics.evidence(LABELS, PROBABILITIES)  # the same samples every time
+
+
+def test_wilsons_interval_is_the_one_in_the_books():
+    labels, right = np.zeros(10, int), np.arange(10) < 8
+    found = metrics.evidence(labels, np.stack([np.where(right, 0.9, 0.1), np.where(right, 0.1, 0.9)], axis=1))
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_the_bootstrap_agrees_with_theory_on_weighted_recall():
+    """Weighted recall is accuracy, whose bootstrap is binomial: percentiles are known."""
+    labels, right = np.arange(400) % 4, np.arange(400) % 5 > 0
+    predicted = np.where(right, labels, (labels + 1) % 4)
+    found = metrics.evidence(labels, np.eye(4)[predicted] * 0.9 + 0.025)
+    low, high = binom.ppf([0.025, 0.975], 400, 0.8) / 400
+    assert (found["recall_low"], found["recall_high"]) == pytest.approx((low, high), abs=0.006)
+
+
+def test_calibration_error_and_top_k_worked_out_by_hand():
+    labels = np.array([0, 0, 0])
+    probabilities = np.array([[0.95, 0.03, 0.02], [0.02, 0.95, 0.03], [0.55, 0.05, 0.4]])
+    found = metrics.evidence(labels, probabilities)
+    # Two of confidence 0.95, half of them right; one of 0.55, right.
+    assert found["calibration_error"] == pytest.approx(2 / 3 * 0.45 + 1 / 3 * 0.45)
+    assert found["top_2_accuracy"] == pytest.approx(2 / 3) and "top_5_accuracy" not in found
+    assert list(metrics.calibration(labels, probabilities)["count"]) == [1, 2]

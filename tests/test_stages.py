@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,13 +10,13 @@ import pytest
 import torch
 import transformers
 from conftest import command, edit_params
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from image_classifier import config, engine, models, precision, preprocess, sources
+from image_classifier import config, engine, models, precision, preprocess, report, sources
 from image_classifier.errors import UserError
 from image_classifier.files import seal, sha256
 from image_classifier.preprocess import Normalize, Resize
-from image_classifier.report import write_report
 from image_classifier.shards import ShardReader
 from recipes.__main__ import apply
 from stages import evaluate, export, prepare, train
@@ -93,8 +94,9 @@ def test_export_is_the_evaluated_model(trained):
     exported, evaluated = read(trained / "metrics/export/metrics.json"), read(trained / "metrics/evaluate/metrics.json")
     assert exported["onnx_agreement"] == 1.0
     assert exported["onnx_accuracy"] == pytest.approx(evaluated["accuracy"])
-    for path in (trained / "models/checkpoint").iterdir():
-        assert sha256(path) == sha256(trained / "models/export/hf" / path.name)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        assert sha256(trained / "models/checkpoint" / name) == sha256(trained / "models/export/hf" / name)
+    models.load(trained / "models/export/hf")  # sealed, with its card
 
 
 def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_picture(trained, tmp_path):
@@ -113,25 +115,66 @@ def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_picture(t
         assert found[0]["score"] == pytest.approx(float(row["confidence"]), abs=1e-5)
 
 
-def test_the_report_holds_the_figures_of_the_metrics_files(trained):
-    report = (trained / "metrics/report.md").read_text()
+def rows_of(text: str) -> list[list[str]]:
+    """The rows of a text's Markdown tables, as cells."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_report_and_the_card_hold_the_figures_of_the_metrics_files(trained):
+    text, card = (trained / "metrics/report.md").read_text(), (trained / "models/export/hf/README.md").read_text()
     best, test = read(trained / "metrics/train/metrics.json"), read(trained / "metrics/evaluate/metrics.json")
-    row = [f"{value:.4f}" for value in (best["train_accuracy"], best["val_accuracy"], test["accuracy"])]
-    assert f"| accuracy | {' | '.join(row)} | {best['train_accuracy'] - test['accuracy']:.4f} |" in report
-    assert all(f"| {epoch} | {loss:.4f} |" in report for epoch, loss in enumerate(series(trained, "train_loss"), 1))
-    assert "published" not in report  # another recipe
+    accuracies = (
+        best["train_accuracy"],
+        best["val_accuracy"],
+        test["accuracy"],
+        best["train_accuracy"] - test["accuracy"],
+    )
+    rows = rows_of(text)
+    assert ["accuracy", *(f"{value:.4f}" for value in accuracies)] in rows
+    for epoch, loss in enumerate(series(trained, "train_loss"), 1):
+        assert [str(epoch), f"{loss:.4f}"] in [row[:2] for row in rows]
+    interval = ["accuracy", *(f"{test[name]:.4f}" for name in ("accuracy", "accuracy_low", "accuracy_high"))]
+    assert interval in rows and interval in rows_of(card)
+    assert f"`{sha256(trained / 'models/checkpoint/model.safetensors')}`" in text
+    assert "learning_rate: 0.01" in text and "seed: 0" in text
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (trained / "metrics" / name).is_file()
+    assert "published" not in text  # another recipe
+    front = YAML(typ="safe").load(card.split("---")[1])
+    (result,) = front["model-index"][0]["results"]
+    assert result["metrics"][0] == {"type": "accuracy", "value": round(test["accuracy"], 4)}
+    assert not re.search(r"20\d\d-|\d+:\d\d|seconds", text + card)  # no time of day, no duration
 
 
-def test_the_published_recipe_is_reported_beside_the_published_figures(project, tmp_path):
+def test_the_published_recipe_is_reported_beside_the_published_figures(project):
     apply("cifar10")
     for source in ("uoft-cs/cifar10", "data/raw/cifar10"):
         edit_params(project, {"data": {"source": source}})
-        write_report(tmp_path / "report.md", config.load(), project / "metrics/train", project / "metrics/evaluate")
-        text = (tmp_path / "report.md").read_text()
+        found = report.facts(config.load(), {}, "0" * 64, project / "metrics", project / "data/shards/train/index.json")
+        text = report.render("report.md", found)
         test = read(project / "metrics/evaluate/metrics.json")
-        assert "| train | val | test | train - test | test, published |" in text
-        assert f"| {test['f1_score']:.4f} |  | 0.9019 |" in text
+        assert ["", "train", "val", "test", "train - test", "test, published"] in rows_of(text)
+        assert [f"{test['f1_score']:.4f}", "", "0.9019"] in [row[3:] for row in rows_of(text)]
         assert "1,000 pictures, not the 5,000" in text
+        assert "license_name: apple-sample-code-license" in report.render("card.md", found)
+
+
+def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_path):
+    test = ShardReader("data/shards/test")
+    test.class_names = ["NA", "a|b", "$x_1$", "a very long name of a class", *"456789"]
+    right = np.eye(10, dtype="float32")[test.labels] * 0.91 + 0.009
+    values = report.write_evaluation(tmp_path / "right", test.labels.numpy(), right, test)
+    assert values["accuracy"] == 1 and (tmp_path / "right/mistakes.png").is_file()
+    report.write_evaluation(tmp_path / "wrong", test.labels.numpy(), np.roll(right, 1, axis=1), test)
+    report.write_evaluation(tmp_path / "again", test.labels.numpy(), np.roll(right, 1, axis=1), test)
+    for path in (tmp_path / "wrong").iterdir():
+        assert sha256(path) == sha256(tmp_path / "again" / path.name)
+    shutil.rmtree("metrics/evaluate")
+    shutil.copytree(tmp_path / "wrong", "metrics/evaluate")
+    found = report.facts(config.load(), {}, "0" * 64, project / "metrics", project / "data/shards/train/index.json")
+    for line in found["confused"].splitlines() + found["classes"].splitlines():
+        assert line.replace(r"a\|b", "").count("|") in (4, 6), line  # as many as the cells need
+    assert "NA " in found["classes"]
 
 
 def test_onnx_bytes_do_not_depend_on_the_folder(project, trained):

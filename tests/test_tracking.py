@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
+import mlflow
+import numpy as np
 import pytest
 from conftest import command
 from filelock import FileLock
@@ -20,7 +22,9 @@ from mlflow import MlflowClient
 
 from image_classifier import config, engine, tracking
 from image_classifier.errors import UserError
+from image_classifier.export import session
 from image_classifier.files import sha256
+from image_classifier.shards import ShardReader
 from image_classifier.timing import Stopwatch
 from stages import evaluate, train
 
@@ -92,8 +96,8 @@ def test_a_server_that_never_answers_is_given_up(project, monkeypatch, capsys):
 
 def test_a_model_without_a_run_gets_one(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
-    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5})
-    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_loss": 1.5})
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, Path("params.yaml"))
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_loss": 1.5}, Path("params.yaml"))
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("another").experiment_id])
     assert run.data.metrics == {"test_accuracy": 0.5, "test_loss": 1.5}
@@ -101,7 +105,7 @@ def test_a_model_without_a_run_gets_one(project, monkeypatch):
 
 def test_a_run_that_fails_does_not_stay_running(project):
     def fail():
-        with tracking.Tracker("metrics/train", config.load(), 10, {"test": "fails"}, "fails.lock"):
+        with tracking.Tracker("metrics/train", config.load(), 10, {"test": "fails", "data.sha256": "0"}, "fails.lock"):
             raise ValueError
 
     with pytest.raises(ValueError):
@@ -113,7 +117,7 @@ def test_a_run_that_fails_does_not_stay_running(project):
 
 def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
     def tracker(lock: str) -> tracking.Tracker:
-        return tracking.Tracker("metrics/train", config.load(), 10, {}, lock)
+        return tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0"}, lock)
 
     def status(run_id: str) -> str:
         return client.get_run(run_id).info.status
@@ -220,7 +224,8 @@ def test_two_first_runs_at_once_share_a_fresh_store(project):
     for path in project.glob("mlflow.db*"):
         path.unlink()
     code = (
-        "from stages.evaluate import config, tracking; tracking.add_to_model_run(config.load().mlflow, '{}' * 64, {{}})"
+        "from stages.evaluate import config, tracking, Path; "
+        "tracking.add_to_model_run(config.load().mlflow, '{}' * 64, {{}}, Path('params.yaml'))"
     )
     commands = [[sys.executable, "-c", code.format(number)] for number in range(2)]
     both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for words in commands]
@@ -241,6 +246,38 @@ def test_a_temp_experiment_runs_its_own_code_and_lands_in_the_repositorys_store(
     assert "test_accuracy" in run.data.metrics and "onnx_agreement" in run.data.metrics
     shown = json.loads(command(project, "dvc", "exp", "show", "--json").stdout)
     assert "temp-run" in json.dumps(shown)
+    assert run.data.tags["dvc.experiment"] == "temp-run"
+    compared = command(project, "python", "-m", "image_classifier", "compare", "HEAD", "temp-run").stdout
+    assert "temp-run against HEAD, on the same 360 test pictures" in compared
+    assert "training.learning_rate: 0.01 -> 0.003" in compared
+
+
+def test_another_person_can_read_the_run_and_load_the_model(trained):
+    uri = f"sqlite:///{trained / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    (run,) = runs(client)
+    index = trained / "data/shards/train/index.json"
+    assert run.data.tags["data.sha256"] == sha256(index)
+    assert {
+        "git.commit",
+        "git.dirty",
+        "precision",
+        "precision.reason",
+        "processor",
+        "model.sha256",
+    } <= run.data.tags.keys()
+    assert [(used.dataset.name, used.tags[0].value) for used in run.inputs.dataset_inputs] == [("digits", "train")]
+    logged = {
+        item.path
+        for item in [*client.list_artifacts(run.info.run_id), *client.list_artifacts(run.info.run_id, "evaluate")]
+    }
+    assert {"report.md", "evaluate/mistakes.png", "evaluate/predictions.csv"} <= logged
+
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/image-classifier@current")
+    images = ShardReader(trained / "data/shards/test").gather(np.arange(20)).numpy()
+    ours = session(trained / "models/export/model.onnx").run(None, {"image": images})[0]
+    np.testing.assert_allclose(model.predict({"image": images})["probabilities"], ours, rtol=1e-5)
 
 
 @pytest.mark.full

@@ -130,7 +130,9 @@ def _is_published(config: Config) -> bool:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    def text(value: Any) -> Any:
-        return "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else value
+    def text(value: Any) -> str:
+        shown = "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else str(value)
+        return shown.replace("|", "\\|")  # in the name of a class it would end the cell
 
-    return table.astype(object).map(text).to_markdown(disable_numparse=True)
+    table = table.rename_axis(table.index.name or "").reset_index()
+    return table.astype(object).map(text).to_markdown(index=False, disable_numparse=True)

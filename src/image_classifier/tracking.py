@@ -68,9 +68,8 @@ class Tracker(AbstractContextManager):
             tags = tags | {LOCK_TAG: f"{platform.node()}:{lock}", EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", "")}
             params = [] if run.data.params else _params(config, num_classes)
             client.log_batch(run.info.run_id, [], params, [RunTag(name, value) for name, value in tags.items()])
-            data = Dataset(
-                config.data.source, tags[DATA_TAG][:32], "dvc", f"{config.data.source}@{config.data.revision}"
-            )
+            source = "{source}@{revision}".format(**config.data.model_dump()).removesuffix("@None")
+            data = Dataset(source, tags[DATA_TAG][:32], "dvc", source)
             client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
             self.client, self.run_id = client, run.info.run_id
 
