@@ -85,11 +85,13 @@ def seconds_per_logged_epoch(folder: Path) -> list[float]:
     names = ["train_loss", "train_accuracy", "learning_rate", "val_loss", "val_accuracy", "val_precision", "val_recall"]
     values, spent = dict.fromkeys([*names, "val_f1_score"], 0.5), []
     os.chdir(folder)
-    tracker = tracking.Tracker("metrics/train", params, 10, {}, "lock")
+    tracker = tracking.Tracker("metrics/train", params, 10, {"data.sha256": "0" * 64}, "lock")
     for epoch in range(EPOCHS):
         start = time.perf_counter()
         tracker.log_epoch(epoch, values)
         spent.append(time.perf_counter() - start)
+    if tracker.client is None:
+        sys.exit("MLflow was given up: an epoch's log cannot be measured")
     os.chdir(pairs.ROOT)
     return spent
 

@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pytest
 from conftest import command
 from PIL import Image
@@ -19,21 +20,82 @@ def pictures(project):
     return folder
 
 
+def classify(*paths, top_k=5, threshold=0.0, as_json=False, output=None, use_torch=False) -> int:
+    return predict.main(list(paths), top_k, threshold, as_json, output, use_torch)
+
+
 def test_a_folder_comes_out_as_json_with_an_unreadable_file_named(pictures, capsys):
     (pictures / "broken.png").write_bytes(b"no picture")
     (pictures / "notes.txt").write_text("not looked at")
-    assert predict.main([str(pictures)], top_k=5, as_json=True) == 1
+    assert classify(str(pictures), as_json=True) == 1
     out, err = capsys.readouterr()
     rows = json.loads(out)
     assert [row["path"] for row in rows] == [str(pictures / f"{n}.png") for n in range(3)]
     confidences = [p["confidence"] for p in rows[0]["predictions"]]
     assert len(confidences) == 5 and confidences == sorted(confidences, reverse=True)
-    assert err.count("\n") == 1 and "broken.png: not a picture" in err
+    assert err.count("error: ") == 1 and "broken.png: not a picture" in err and "images/s" in err
 
 
 def test_the_command_prints_a_table(project, pictures):
     result = command(project, "python", "-m", "image_classifier", "predict", "pictures/0.png", "--top-k", "2")
     assert "pictures/0.png" in result.stdout and result.stdout.count("%") == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
+def test_a_table_holds_what_json_holds(pictures, tmp_path, capsys, suffix):
+    classify(str(pictures), as_json=True)
+    expected = [
+        (row["path"], found["class"], found["confidence"])
+        for row in json.loads(capsys.readouterr().out)
+        for found in row["predictions"]
+    ]
+    output = tmp_path / f"predictions{suffix}"
+    assert classify(str(pictures), output=output) == 0
+    read = {".csv": pd.read_csv, ".json": pd.read_json, ".parquet": pd.read_parquet}[suffix]
+    table = read(output)
+    assert list(table["path"]) == [path for path, _, _ in expected]
+    assert list(table["class"].astype(str)) == [name for _, name, _ in expected]
+    assert table["confidence"].tolist() == pytest.approx([confidence for *_, confidence in expected])
+
+
+def test_torch_says_the_same_as_onnx_runtime_in_any_batch(pictures, tmp_path, monkeypatch):
+    classify(str(pictures), output=tmp_path / "onnx.csv")
+    monkeypatch.setattr(predict, "BATCH_SIZE", 2)
+    classify(str(pictures), output=tmp_path / "torch.csv", use_torch=True)
+    ours, theirs = pd.read_csv(tmp_path / "onnx.csv"), pd.read_csv(tmp_path / "torch.csv")
+    assert list(ours["class"]) == list(theirs["class"]) and len(ours) == 15
+    assert ours["confidence"].tolist() == pytest.approx(theirs["confidence"].tolist(), abs=1e-5)
+
+
+def test_a_threshold_leaves_out_what_is_less_probable(pictures, tmp_path):
+    classify(str(pictures), output=tmp_path / "all.csv", top_k=10)
+    everything = pd.read_csv(tmp_path / "all.csv")
+    middle = everything["confidence"].median()
+    classify(str(pictures), output=tmp_path / "some.csv", top_k=10, threshold=middle)
+    assert len(pd.read_csv(tmp_path / "some.csv")) == (everything["confidence"] >= middle).sum()
+    classify(str(pictures), output=tmp_path / "none.csv", threshold=1.0)
+    assert list(pd.read_csv(tmp_path / "none.csv").columns) == ["path", "class", "confidence"]
+
+
+def test_odd_pictures_are_classified_or_told_in_one_line(pictures, capsys):
+    Image.new("L", (1, 1)).save(pictures / "pixel.png")
+    Image.new("L", (10_000, 10_000)).save(pictures / "large.png")  # 100 megapixels
+    Image.new("L", (20_000, 20_000)).save(pictures / "bomb.png")
+    assert classify(str(pictures)) == 1
+    out, err = capsys.readouterr()
+    assert "pixel.png  " in out and "large.png  " in out
+    assert len([line for line in err.splitlines() if "bomb.png" in line]) == 1
+
+
+@pytest.mark.parametrize("words", [("--threshold", "1.5"), ("--threshold", "x"), ("--top-k", "0")])
+def test_options_out_of_range_are_refused(project, words):
+    result = command(project, "python", "-m", "image_classifier", "predict", "x.png", *words, ok=False)
+    assert result.returncode == 2 and words[1] in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_table_of_another_kind_is_refused(pictures, tmp_path):
+    with pytest.raises(UserError, match=r"must end in one of \.csv, \.json, \.parquet"):
+        classify(str(pictures), output=tmp_path / "predictions.xlsx")
 
 
 @pytest.mark.parametrize("name", ["missing.png", "pictures"])
@@ -48,7 +110,7 @@ def test_a_damaged_model_is_one_line(project):
     path.unlink()
     path.write_bytes(b"no model")
     with pytest.raises(UserError, match="cannot be loaded"):
-        predict.Predictor()
+        predict.Predictor.from_onnx()
 
 
 def test_doctor_finds_the_project_fit(project):

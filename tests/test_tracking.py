@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
-import mlflow
-import numpy as np
 import pytest
 from conftest import command
 from filelock import FileLock
@@ -22,9 +20,7 @@ from mlflow import MlflowClient
 
 from image_classifier import config, engine, tracking
 from image_classifier.errors import UserError
-from image_classifier.export import session
 from image_classifier.files import sha256
-from image_classifier.shards import ShardReader
 from image_classifier.timing import Stopwatch
 from stages import evaluate, train
 
@@ -252,9 +248,7 @@ def test_a_temp_experiment_runs_its_own_code_and_lands_in_the_repositorys_store(
     assert "training.learning_rate: 0.01 -> 0.003" in compared
 
 
-def test_another_person_can_read_the_run_and_load_the_model(trained):
-    uri = f"sqlite:///{trained / 'mlflow.db'}"
-    client = MlflowClient(uri)
+def test_another_person_can_read_the_run(trained, client):
     (run,) = runs(client)
     index = trained / "data/shards/train/index.json"
     assert run.data.tags["data.sha256"] == sha256(index)
@@ -272,12 +266,6 @@ def test_another_person_can_read_the_run_and_load_the_model(trained):
         for item in [*client.list_artifacts(run.info.run_id), *client.list_artifacts(run.info.run_id, "evaluate")]
     }
     assert {"report.md", "evaluate/mistakes.png", "evaluate/predictions.csv"} <= logged
-
-    mlflow.set_tracking_uri(uri)
-    model = mlflow.pyfunc.load_model("models:/image-classifier@current")
-    images = ShardReader(trained / "data/shards/test").gather(np.arange(20)).numpy()
-    ours = session(trained / "models/export/model.onnx").run(None, {"image": images})[0]
-    np.testing.assert_allclose(model.predict({"image": images})["probabilities"], ours, rtol=1e-5)
 
 
 @pytest.mark.full

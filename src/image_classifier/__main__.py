@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from image_classifier.errors import UserError, run
@@ -15,7 +16,12 @@ def main() -> int:
     predict = commands.add_parser("predict", help="name what pictures show, with the exported model")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="a picture, or a folder of them")
     predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
+    predict.add_argument(
+        "--threshold", type=_fraction, default=0.0, metavar="P", help="leave out what is less probable"
+    )
     predict.add_argument("--json", action="store_true", help="print JSON")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="write a table: .csv, .json or .parquet")
+    predict.add_argument("--torch", action="store_true", help="compute in torch instead of ONNX Runtime")
     compare = commands.add_parser("compare", help="say whether one model is better than another on the same pictures")
     for name in ("A", "B"):
         compare.add_argument(name, help="an experiment, a revision, or workspace")
@@ -25,7 +31,8 @@ def main() -> int:
     if options.command == "predict":
         from image_classifier import predict
 
-        return predict.main(options.paths, options.top_k, options.json)
+        how = options.top_k, options.threshold, options.json, options.output, options.torch
+        return predict.main(options.paths, *how)
     if options.command == "compare":
         from image_classifier import compare
 
@@ -48,6 +55,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
 
 
 if __name__ == "__main__":

@@ -1,59 +1,107 @@
-"""Classify picture files with the exported ONNX model."""
+"""Classify picture files with the exported model."""
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import torch
 from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
-from image_classifier import export, preprocess
+from image_classifier import export, files, models, preprocess
 from image_classifier.errors import UserError
 
-MODEL = "models/export/model.onnx"
+MODEL, FOLDER = "models/export/model.onnx", "models/export/hf"
+BATCH_SIZE = 64  # pictures in memory at a time
+WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
+    ".csv": partial(pd.DataFrame.to_csv, index=False),
+    ".json": partial(pd.DataFrame.to_json, orient="records", indent=2),
+    ".parquet": partial(pd.DataFrame.to_parquet, index=False),
+}
 
 
+@dataclass
 class Predictor:
-    """An exported model with its class names and its way to resize, as its file holds them."""
+    """An exported model: uint8 [N, size, size, 3] -> probabilities float32 [N, classes], and what belongs to it."""
 
-    def __init__(self, path: str | Path = MODEL):
-        self.session = export.session(path)
-        facts = self.session.get_modelmeta().custom_metadata_map
+    classify: Callable[[Tensor], np.ndarray]
+    class_names: list[str]
+    resize: preprocess.Resize
+
+    @classmethod
+    def from_onnx(cls, path: str | Path = MODEL) -> "Predictor":
+        """Open an ONNX file in ONNX Runtime. Raises UserError: it is missing, damaged, or not of `dvc repro export`."""
+        session = export.session(path)
+        facts = session.get_modelmeta().custom_metadata_map
         if not {"class_names", "resize"} <= facts.keys():
             raise UserError(f"{path} holds no class names: it was not made by `dvc repro export`")
-        self.class_names: list[str] = json.loads(facts["class_names"])
-        self.resize = preprocess.Resize(self.session.get_inputs()[0].shape[1], facts["resize"])
+        resize = preprocess.Resize(session.get_inputs()[0].shape[1], facts["resize"])
+        class_names = json.loads(facts["class_names"])
+        return cls(lambda images: session.run(None, {"image": images.numpy()})[0], class_names, resize)
 
-    def __call__(self, path: Path, top_k: int) -> list[tuple[str, float]]:
-        """The `top_k` most probable (class, probability) of one picture, best first.
+    @classmethod
+    def from_torch(cls, folder: str | Path = FOLDER) -> "Predictor":
+        """Open a Hugging Face folder in torch. Raises UserError: it is missing or damaged."""
+        network, normalize, resize = models.load(folder)
+        classifier = torch.inference_mode()(export.Classifier(network, normalize).eval())
+        return cls(lambda images: classifier(images).numpy(), list(network.config.id2label.values()), resize)
 
-        Raises UnreadableImage: the file is no picture.
-        """
-        picture = self.resize(preprocess.decode(path.read_bytes()))
-        (probabilities,) = self.session.run(None, {"image": picture[None].numpy()})
-        order = np.argsort(-probabilities[0], kind="stable")[:top_k]
-        return [(self.class_names[index], float(probabilities[0, index])) for index in order]
-
-
-def main(paths: list[str], top_k: int, as_json: bool) -> int:
-    """Print what each picture shows; return 1 if any could not be read."""
-    predictor = Predictor()
-    failed, rows = 0, []
-    for path in _pictures(paths):
+    def load(self, path: Path) -> Tensor | str:
+        """One picture as uint8 [size, size, 3], or what is wrong with it."""
         try:
-            best = predictor(path, top_k)
+            return self.resize(preprocess.decode(path.read_bytes()))
         except (preprocess.UnreadableImage, OSError) as error:
-            print(f"error: {path}: {error}", file=sys.stderr)
-            failed = 1
+            return str(error)
+
+
+def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, use_torch: bool) -> int:
+    """Print what each picture shows, or write it to `output`; return 1 if any could not be read."""
+    if output is not None and output.suffix not in WRITERS:
+        raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
+    predictor = Predictor.from_torch() if use_torch else Predictor.from_onnx()
+    started, count, failed, results = time.perf_counter(), 0, 0, []
+    for path, found in tqdm(_classified(predictor, paths), unit=" images", leave=False, disable=None):
+        count += 1
+        if isinstance(found, str):
+            failed += 1
+            print(f"error: {path}: {found}", file=sys.stderr)
             continue
-        if as_json:
-            rows.append({"path": str(path), "predictions": [{"class": c, "confidence": p} for c, p in best]})
+        order = [k for k in np.argsort(-found, kind="stable")[:top_k] if found[k] >= threshold]
+        best = [{"class": predictor.class_names[k], "confidence": float(found[k])} for k in order]
+        if as_json or output:
+            results.append({"path": str(path), "predictions": best})
         else:
-            print(f"{path}  " + "  ".join(f"{name} {confidence:.1%}" for name, confidence in best))
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    return failed
+            tqdm.write(f"{path}  " + "  ".join(f"{shown['class']} {shown['confidence']:.1%}" for shown in best))
+    if output is not None:
+        table = pd.json_normalize(results, "predictions", "path")
+        table = table.reindex(columns=["path", "class", "confidence"])
+        with files.atomic(output) as unfinished:
+            WRITERS[output.suffix](table, unfinished)
+    elif as_json:
+        print(json.dumps(results, indent=2))
+    print(f"{count} pictures, {count / (time.perf_counter() - started):.1f} images/s", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _classified(predictor: Predictor, paths: list[str]) -> Iterator[tuple[Path, np.ndarray | str]]:
+    """Every picture with its probabilities [classes], or with what is wrong with it; a batch in memory at a time."""
+    found = _pictures(paths)
+    with ThreadPoolExecutor() as threads:
+        while batch := list(islice(found, BATCH_SIZE)):
+            loaded = list(threads.map(predictor.load, batch))
+            read = [picture for picture in loaded if not isinstance(picture, str)]
+            probabilities = iter(predictor.classify(torch.stack(read)) if read else ())
+            for path, picture in zip(batch, loaded, strict=True):
+                yield path, picture if isinstance(picture, str) else next(probabilities)
 
 
 def _pictures(paths: list[str]) -> Iterator[Path]:

@@ -1,0 +1,80 @@
+"""The exported model in programs that no one here wrote."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import ROOT, command
+from PIL import Image
+
+from image_classifier.export import session
+from image_classifier.shards import ShardReader
+
+
+@pytest.fixture
+def pictures(trained) -> np.ndarray:
+    """Test pictures, uint8 [20, 64, 64, 3]."""
+    return ShardReader(trained / "data/shards/test").gather(np.arange(20)).numpy()
+
+
+@pytest.fixture
+def ours(trained, pictures) -> np.ndarray:
+    """Their probabilities, float32 [20, 10]."""
+    return session(trained / "models/export/model.onnx").run(None, {"image": pictures})[0]
+
+
+def test_the_readmes_lines_need_neither_this_project_nor_torch(trained, tmp_path, pictures, ours):
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)]
+    (tmp_path / "models").symlink_to(trained / "models")
+    Image.fromarray(pictures[0]).save(tmp_path / "picture.png")
+    absent = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'transformers', 'image_classifier']))\n"
+    )
+    name, probability = command(tmp_path, sys.executable, "-c", absent + lines).stdout.split()
+    assert name == str(ours[0].argmax()) and float(probability) == pytest.approx(ours[0].max(), abs=1e-6)
+
+
+def test_mlflow_loads_the_model_by_its_alias(trained, pictures, ours):
+    mlflow.set_tracking_uri(f"sqlite:///{trained / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model("models:/image-classifier@current")
+    np.testing.assert_allclose(model.predict({"image": pictures})["probabilities"], ours, rtol=1e-5)
+
+
+@pytest.mark.full
+def test_mlflow_serves_the_model_over_http(trained, pictures, ours):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    host, _, port = address.partition(":")
+    words = ["mlflow", "models", "serve", "-m", "models:/image-classifier@current", "--env-manager", "local"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", *words, "--host", host, "--port", port],
+        cwd=trained,
+        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{trained / 'mlflow.db'}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            with suppress(OSError), urllib.request.urlopen(f"http://{address}/ping", timeout=5):
+                break
+            time.sleep(0.2)
+        body = json.dumps({"inputs": {"image": pictures[:2].tolist()}}).encode()
+        request = urllib.request.Request(
+            f"http://{address}/invocations", body, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = json.load(answer)["predictions"]
+    finally:
+        server.terminate()
+        server.wait()
+    np.testing.assert_allclose(found["probabilities"] if isinstance(found, dict) else found, ours[:2], rtol=1e-4)
