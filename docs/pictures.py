@@ -1,9 +1,5 @@
-"""Draw the README's pictures of the committed run, from its metrics:
+"""Draw the README's pictures of the last run from its metrics, as `make repro` does: `python -m docs.pictures`."""
 
-python -m docs.pictures
-"""
-
-import hashlib
 from pathlib import Path
 
 import pandas as pd
@@ -12,12 +8,6 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 ROOT = Path(__file__).resolve().parent.parent
 SERIES, PREDICTIONS = ROOT / "metrics/train/plots/metrics", ROOT / "metrics/evaluate/predictions.csv"
-INPUTS = [SERIES / f"{split}_{name}.tsv" for name in ("loss", "accuracy") for split in ("train", "val")] + [PREDICTIONS]
-
-
-def source() -> str:
-    """What the pictures were drawn from: one SHA-256 of all inputs, kept in each picture."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in INPUTS)).hexdigest()
 
 
 def curves() -> Figure:
@@ -48,6 +38,4 @@ def confusion() -> Figure:
 
 if __name__ == "__main__":
     for draw in (curves, confusion):
-        draw().savefig(
-            Path(__file__).with_name(f"{draw.__name__}.png"), metadata={"Software": None, "Source": source()}
-        )
+        draw().savefig(Path(__file__).with_name(f"{draw.__name__}.png"), metadata={"Software": None})
