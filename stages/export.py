@@ -31,17 +31,18 @@ def main() -> None:
         return engine.with_progress(test.batches(params.evaluation.batch_size), len(test), title)
 
     with files.atomic(EXPORT) as folder:
-        folder.mkdir()
-        export.to_onnx(folder / "model.onnx", network, normalize, resize, test.class_names)
-        session = export.session(folder / "model.onnx", params.num_threads)
-        labels, expected = engine.predict(network, normalize, batches("torch"), precision.resolve("cpu", "fp32"))
-        found = [session.run(None, {"image": images.numpy()})[0] for images, _ in batches("ONNX Runtime")]
-        compared = export.compare(labels, expected, np.concatenate(found))
-        export.check(compared, params.export)
-        size = (folder / "model.onnx").stat().st_size
-        values = {f"onnx_{name}": value for name, value in compared.items()} | {"onnx_bytes": size}
-        facts = report.facts(params, values, weights, Path("metrics"), Path("data/shards/train/index.json"))
         shutil.copytree(CHECKPOINT, folder / "hf")
+        export.to_onnx(folder / "model.onnx", network, normalize, resize, test.class_names)
+        labels, expected = engine.predict(network, normalize, batches("torch"), precision.resolve("cpu", "fp32"))
+        session = export.session(folder / "model.onnx", params.num_threads)
+        found = [session.run(None, {"image": images.numpy()})[0] for images, _ in batches("ONNX Runtime")]
+        onnx = export.compare(labels, expected, np.concatenate(found))
+        export.check("the ONNX model", onnx, params.export)
+        hf = export.compare(labels, expected, export.run_pipeline(folder / "hf", batches("transformers' pipeline")))
+        export.check("transformers' pipeline", hf, params.export)
+        values = {f"onnx_{name}": value for name, value in onnx.items()} | {f"hf_{name}": v for name, v in hf.items()}
+        values["onnx_bytes"] = (folder / "model.onnx").stat().st_size
+        facts = report.facts(params, values, weights, Path("metrics"), Path("data/shards/train/index.json"))
         (folder / "hf/README.md").write_text(report.render("card.md", facts), encoding="utf-8")
         files.seal(folder / "hf")
     with files.atomic(METRICS) as folder:
@@ -50,8 +51,8 @@ def main() -> None:
         unfinished.write_text(report.render("report.md", facts), encoding="utf-8")
 
     tracking.add_to_model_run(params.mlflow, weights, values, REPORT, EXPORT / "model.onnx")
-    agreement = f"ONNX agrees with torch on {values['onnx_agreement']:.2%} of {len(test)} test pictures"
-    print(f"export: {EXPORT}, {REPORT}: {agreement}; {took()}")
+    agreement = f"ONNX and pipeline agree with torch on {min(onnx['agreement'], hf['agreement']):.2%} of {len(test)}"
+    print(f"export: {EXPORT}, {REPORT}: {agreement} test pictures; {took()}")
 
 
 if __name__ == "__main__":

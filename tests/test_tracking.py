@@ -282,3 +282,25 @@ def test_a_queued_experiment_runs_and_lands_in_the_repositorys_store(project):
     (run,) = [run for run in runs(client) if run.info.run_name == "queued"]
     assert "test_accuracy" in run.data.metrics
     command(project, "dvc", "queue", "stop", ok=False)
+
+
+@pytest.mark.full
+def test_four_queued_experiments_share_a_server(project, server):
+    address, start, _ = server
+    start()
+    rates = ["1e-3", "2e-3", "3e-3", "4e-3"]
+    command(project, "dvc", "exp", "run", "--queue", "-S", f"training.learning_rate={','.join(rates)}")
+    # Workers have the environment of `queue start`, not that of `exp run --queue`.
+    command(project, "dvc", "queue", "start", "-j", "2", MLFLOW_TRACKING_URI=address)
+    for _ in range(100):
+        status = command(project, "dvc", "queue", "status").stdout
+        if status.count("Success") + status.count("Failed") == len(rates):
+            break
+        time.sleep(6)
+    assert status.count("Success") == len(rates), status
+    command(project, "dvc", "queue", "stop", ok=False)
+    found = runs(MlflowClient(address))
+    assert sorted(run.data.params["training.learning_rate"] for run in found) == [f"0.00{n}" for n in range(1, 5)]
+    assert len({run.info.run_name for run in found}) == len(rates)
+    for run in found:
+        assert run.info.status == "FINISHED" and {"test_accuracy", "onnx_agreement"} <= run.data.metrics.keys()

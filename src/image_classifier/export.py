@@ -2,14 +2,16 @@
 
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, pipeline
 
 from image_classifier import files
 from image_classifier.config import Export
@@ -79,6 +81,19 @@ def session(path: str | Path, num_threads: int | None = None) -> onnxruntime.Inf
         raise UserError(f"{path} cannot be loaded ({reason}): run `dvc repro export` to make it again") from None
 
 
+def run_pipeline(folder: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """What transformers' own pipeline makes of a Hugging Face folder: probabilities float32 [N, classes]."""
+    classify = pipeline("image-classification", model=str(folder), device="cpu")
+    columns, found = classify.model.config.label2id, []
+    for images, _ in batches:
+        pictures = [Image.fromarray(picture) for picture in images.numpy()]
+        for scores in classify(pictures, top_k=len(columns), function_to_apply="softmax"):
+            found.append(np.zeros(len(columns), np.float32))
+            for score in scores:
+                found[-1][columns[score["label"]]] = score["score"]
+    return np.stack(found)
+
+
 def compare(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """How far another runtime's probabilities [N, classes] are from torch's on the same pictures.
 
@@ -96,8 +111,8 @@ def compare(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: 
     return {name: float(value) for name, value in values.items()}
 
 
-def check(values: dict[str, float], limits: Export) -> None:
-    """Refuse an exported model that is not the one that was evaluated.
+def check(what: str, values: dict[str, float], limits: Export) -> None:
+    """Refuse an exported model that is not the one that was evaluated; `what` names it.
 
     Raises UserError: agreement or relative error is outside the limits.
     """
@@ -108,4 +123,4 @@ def check(values: dict[str, float], limits: Export) -> None:
         fault = f"is off by {error:.2g}, more than export.max_relative_error = {limits.max_relative_error}"
     else:
         return
-    raise UserError(f"on the test pictures the ONNX model {fault}: nothing was exported")
+    raise UserError(f"on the test pictures {what} {fault}: nothing was exported")
