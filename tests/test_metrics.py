@@ -40,6 +40,12 @@ def test_intervals_hold_the_value_and_shrink_with_the_pictures():
     assert small == metrics.evidence(LABELS, PROBABILITIES)  # the same samples every time
 
 
+def test_a_single_picture_of_two_classes_has_intervals_too():
+    found = metrics.evidence(np.array([1]), np.array([[0.2, 0.8]]))
+    assert found["accuracy_low"] < 0.3 and found["accuracy_high"] == pytest.approx(1)
+    assert all(np.isfinite(value) for value in found.values())
+
+
 def test_wilsons_interval_is_the_one_in_the_books():
     labels, right = np.zeros(10, int), np.arange(10) < 8
     found = metrics.evidence(labels, np.stack([np.where(right, 0.9, 0.1), np.where(right, 0.1, 0.9)], axis=1))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 CALIBRATION_BINS = 10  # of confidence, equally wide
@@ -34,11 +34,10 @@ def evidence(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     pairs, counts = np.unique([labels, predicted], axis=1, return_counts=True)
     drawn = rng.multinomial(len(labels), counts / len(labels), size=RESAMPLES)
     samples = pd.DataFrame([_averages(*pairs[:, weights > 0], weights[weights > 0]) for weights in drawn])
+    own = probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps)
+    samples["loss"] = [-np.log(own[rng.integers(len(own), size=len(own))]).mean() for _ in range(RESAMPLES)]
     for suffix, quantile in (("low", 0.025), ("high", 0.975)):
         values |= samples.quantile(quantile).add_suffix(f"_{suffix}").to_dict()
-    own = probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps)
-    drawn = bootstrap((-np.log(own),), np.mean, n_resamples=RESAMPLES, batch=10, method="percentile", rng=rng)
-    values |= {"loss_low": drawn.confidence_interval.low, "loss_high": drawn.confidence_interval.high}
     bins = calibration(labels, probabilities)
     values["calibration_error"] = (bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / len(labels)
     classes = probabilities.shape[1]
