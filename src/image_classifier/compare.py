@@ -34,7 +34,8 @@ def main(a: str, b: str) -> int:
     # McNemar's test, exact: without a difference each picture that one alone gets right is a toss of a coin.
     chance = binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
     print(f"{b} against {a}, on the same {len(right)} test pictures")
-    print(f"  accuracy    {right['a'].mean():.4f} -> {right['b'].mean():.4f}, {_signed(right)}, ", end="")
+    before, after = right["a"].mean(), right["b"].mean()
+    print(f"  accuracy    {before:.4f} -> {after:.4f}, {after - before:+.4f}, ", end="")
     print(f"95 % interval of the difference {low:+.4f} to {high:+.4f}")
     print(f"  pictures    {only_b} that {b} alone gets right, {only_a} that {a} alone does")
     verdict = "a real difference" if chance < 0.05 else "no difference that chance could not make"
@@ -59,10 +60,6 @@ def interval(only_a: int, only_b: int, count: int) -> tuple[float, float]:
     a, b, count = only_a + 0.5, only_b + 0.5, count + 2
     spread = norm.ppf(0.975) * math.sqrt(a + b - (b - a) ** 2 / count) / count
     return max(-1.0, (b - a) / count - spread), min(1.0, (b - a) / count + spread)
-
-
-def _signed(right: pd.DataFrame) -> str:
-    return f"{right['b'].mean() - right['a'].mean():+.4f}"
 
 
 def _predictions(revision: str) -> pd.DataFrame:
