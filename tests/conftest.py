@@ -91,9 +91,10 @@ def own_store(monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """The tiny pipeline after a real `dvc repro`, committed. Read it, do not write in it."""
+    """The tiny pipeline after a real `dvc repro` without a network, committed. Read it, do not write in it."""
     folder = new_project(tmp_path_factory.mktemp("trained") / "project")
-    command(folder, "dvc", "repro")
+    refused = {"PYTHONPATH": str(ROOT / "tests/no_network"), "NETWORK_LOG": str(folder.parent / "network.log")}
+    command(folder, "dvc", "repro", **refused)
     command(folder, "git", "add", "-A")
     command(folder, "git", "commit", "-qm", "trained")
     return folder

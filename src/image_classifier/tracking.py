@@ -119,6 +119,7 @@ def add_to_model_run(
     with _tolerated("logging"):
         client, experiment = _connect(settings)
         run = _of_the_model(client, experiment, sha256)
+        client.log_batch(run.info.run_id, _points(values))  # first: a busy server may give up on large files
         if artifacts.is_dir():
             client.log_artifacts(run.info.run_id, str(artifacts), artifacts.name)
         else:
@@ -130,7 +131,6 @@ def add_to_model_run(
                 client.create_registered_model(settings.experiment_name)
             registered = client.create_model_version(settings.experiment_name, source, run.info.run_id)
             client.set_registered_model_alias(settings.experiment_name, ALIAS, registered.version)
-        client.log_batch(run.info.run_id, _points(values))
         client.set_terminated(run.info.run_id, "FINISHED")
 
 
