@@ -37,17 +37,23 @@ def main(title: str, unit: str, ways: dict[str, Measurement], packages: Sequence
         print(json.dumps({"rate": rate, "peak_gib": peak}))
         return
     module = Path(sys.argv[0]).stem
-    measured: dict[str, list[dict]] = {way: [] for way in ways}
-    for number in range(pairs):
-        for way in ways:  # in turn, so that a slow minute of the machine falls on all
-            print(f"{title}: {way}, {number + 1} of {pairs}", file=sys.stderr)
-            command = [sys.executable, "-m", f"benchmarks.{module}", way]
-            output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-            measured[way].append(json.loads(output.splitlines()[-1]))
+    measured = in_turn(module, list(ways), pairs)
     text = _table(title, unit, measured, f"python -m benchmarks.{module}", packages)
     print(text)
     if arguments.record:
         record(module, text)
+
+
+def in_turn(module: str, ways: Sequence[str], pairs: int = 3) -> dict[str, list[dict]]:
+    """What `python -m benchmarks.MODULE WAY` prints as JSON in its last line, of each way, several times."""
+    measured: dict[str, list[dict]] = {way: [] for way in ways}
+    for number in range(pairs):
+        for way in ways:  # in turn, so that a slow minute of the machine falls on all
+            print(f"{module}: {way}, {number + 1} of {pairs}", file=sys.stderr)
+            command = [sys.executable, "-m", f"benchmarks.{module}", way]
+            output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+            measured[way].append(json.loads(output.splitlines()[-1]))
+    return measured
 
 
 def _table(title: str, unit: str, measured: dict[str, list[dict]], command: str, packages: Sequence[str]) -> str:

@@ -4,10 +4,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 
-from image_classifier import config, engine, export, files, models, precision, report, runtime, tracking
+from image_classifier import config, engine, export, files, models, precision, quantization, report, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
 from stages import took
@@ -32,16 +31,15 @@ def main() -> None:
 
     with files.atomic(EXPORT) as folder:
         shutil.copytree(CHECKPOINT, folder / "hf")
-        export.to_onnx(folder / "model.onnx", network, normalize, resize, test.class_names)
+        onnx, int8 = folder / export.FILES["onnx"], folder / export.FILES["int8"]
+        export.to_onnx(onnx, network, normalize, resize, test.class_names)
         labels, expected = engine.predict(network, normalize, batches("torch"), precision.resolve("cpu", "fp32"))
-        session = export.session(folder / "model.onnx", params.num_threads)
-        found = [session.run(None, {"image": images.numpy()})[0] for images, _ in batches("ONNX Runtime")]
-        onnx = export.compare(labels, expected, np.concatenate(found))
-        export.check("the ONNX model", onnx, params.export)
-        hf = export.compare(labels, expected, export.run_pipeline(folder / "hf", batches("transformers' pipeline")))
-        export.check("transformers' pipeline", hf, params.export)
-        values = {f"onnx_{name}": value for name, value in onnx.items()} | {f"hf_{name}": v for name, v in hf.items()}
-        values["onnx_bytes"] = (folder / "model.onnx").stat().st_size
+        found = {"onnx": export.run_onnx(onnx, batches("ONNX Runtime"), params.num_threads)}
+        found["hf"] = export.run_pipeline(folder / "hf", batches("transformers' pipeline"))
+        if params.export.int8:
+            quantization.to_int8(onnx, int8, params.export.int8_operators, ShardReader("data/shards/val"))
+            found["int8"] = export.run_onnx(int8, batches("int8"), params.num_threads)
+        values = export.gate(folder, labels, expected, found, params.export)
         facts = report.facts(params, values, weights, Path("metrics"), Path("data/shards/train/index.json"))
         (folder / "hf/README.md").write_text(report.render("card.md", facts), encoding="utf-8")
         files.seal(folder / "hf")
@@ -50,9 +48,10 @@ def main() -> None:
     with files.atomic(REPORT) as unfinished:
         unfinished.write_text(report.render("report.md", facts), encoding="utf-8")
 
-    tracking.add_to_model_run(params.mlflow, weights, values, REPORT, EXPORT / "model.onnx")
-    agreement = f"ONNX and pipeline agree with torch on {min(onnx['agreement'], hf['agreement']):.2%} of {len(test)}"
-    print(f"export: {EXPORT}, {REPORT}: {agreement} test pictures; {took()}")
+    tracking.add_to_model_run(params.mlflow, weights, values, REPORT, EXPORT / export.FILES["onnx"])
+    agreement = min(values["onnx_agreement"], values["hf_agreement"])
+    agree = f"ONNX and pipeline agree with torch on {agreement:.2%} of {len(test)} test pictures"
+    print(f"export: {EXPORT}, {REPORT}: {agree}; {took()}")
 
 
 if __name__ == "__main__":

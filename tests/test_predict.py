@@ -20,8 +20,8 @@ def pictures(project):
     return folder
 
 
-def classify(*paths, top_k=5, threshold=0.0, as_json=False, output=None, use_torch=False) -> int:
-    return predict.main(list(paths), top_k, threshold, as_json, output, use_torch)
+def classify(*paths, top_k=5, threshold=0.0, as_json=False, output=None, runtime="onnx") -> int:
+    return predict.main(list(paths), top_k, threshold, as_json, output, runtime)
 
 
 def test_a_folder_comes_out_as_json_with_an_unreadable_file_named(pictures, capsys):
@@ -61,7 +61,7 @@ def test_a_table_holds_what_json_holds(pictures, tmp_path, capsys, suffix):
 def test_torch_says_the_same_as_onnx_runtime_in_any_batch(pictures, tmp_path, monkeypatch):
     classify(str(pictures), output=tmp_path / "onnx.csv")
     monkeypatch.setattr(predict, "BATCH_SIZE", 2)
-    classify(str(pictures), output=tmp_path / "torch.csv", use_torch=True)
+    classify(str(pictures), output=tmp_path / "torch.csv", runtime="torch")
     ours, theirs = pd.read_csv(tmp_path / "onnx.csv"), pd.read_csv(tmp_path / "torch.csv")
     assert list(ours["class"]) == list(theirs["class"]) and len(ours) == 15
     assert ours["confidence"].tolist() == pytest.approx(theirs["confidence"].tolist(), abs=1e-5)

@@ -84,7 +84,7 @@ def test_mobilevits_own_processor_is_followed():
     assert normalize.to_bgr
     ours = normalize(Resize(64, "stretch")(image)[None])
     torch.testing.assert_close(ours, theirs(image, return_tensors="pt")["pixel_values"], rtol=0, atol=1e-6)
-    assert torch.equal(ours[0, 0], torch.from_numpy(np.asarray(image)[:, :, 2].copy()) * normalize.scale[0, 0])
+    assert torch.equal(ours[0, 0], torch.from_numpy(np.asarray(image)[:, :, 2].copy()) * normalize.scale[0])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
@@ -13,7 +14,8 @@ from conftest import command, edit_params
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from image_classifier import config, engine, models, precision, preprocess, report, sources
+from image_classifier import config, engine, models, precision, predict, preprocess, report, sources
+from image_classifier import export as export_library
 from image_classifier.errors import UserError, run
 from image_classifier.files import seal, sha256
 from image_classifier.preprocess import Normalize, Resize
@@ -190,6 +192,42 @@ def test_export_refuses_a_model_that_is_not_the_same(project, monkeypatch):
     real = engine.predict
     monkeypatch.setattr(engine, "predict", lambda *a: (lambda y, p: (y, np.roll(p, 1, axis=1)))(*real(*a)))
     with pytest.raises(UserError, match="agrees with torch on 0"):
+        export.main()
+    assert sha256("models/export/model.onnx") == before
+
+
+def test_an_int8_model_ships_beside_the_float_one(project, change):
+    change({"export": {"int8": True, "max_int8_loss": 0.02}})
+    export.main()
+    values, path = read(project / "metrics/export/metrics.json"), project / "models/export/model-int8.onnx"
+    assert values["int8_shipped"] == 1 and "| int8 |" in (project / "metrics/report.md").read_text()
+    assert values["int8_bytes"] == path.stat().st_size < values["onnx_bytes"]
+    assert values["int8_max_relative_error"] > 0 and values["int8_agreement"] > 0.9
+    types = {weight.data_type for weight in onnx.load(path).graph.initializer if weight.dims}
+    assert onnx.TensorProto.INT8 in types
+    test = ShardReader("data/shards/test")
+    classify = predict.Predictor.from_onnx(path)
+    assert classify.class_names == test.class_names
+    right = classify.classify(test.gather(np.arange(360))).argmax(axis=1) == test.labels.numpy()
+    assert right.mean() == values["int8_accuracy"]
+
+
+def test_an_int8_model_that_loses_too_much_is_reported_and_left_out(project, change, monkeypatch):
+    change({"export": {"int8": True}})
+    real = export_library.run_onnx
+    wrong = {"model.onnx": 0, "model-int8.onnx": 1}
+    monkeypatch.setattr(export_library, "run_onnx", lambda p, *a: np.roll(real(p, *a), wrong[p.name], axis=1))
+    export.main()
+    values = read(project / "metrics/export/metrics.json")
+    assert values["int8_shipped"] == 0 and values["int8_accuracy_difference"] < -0.005
+    assert sorted(path.name for path in (project / "models/export").iterdir()) == ["hf", "model.onnx"]
+    assert "The int8 model was left out" in (project / "metrics/report.md").read_text()
+
+
+def test_an_int8_model_with_nothing_in_int8_is_refused(project, change):
+    change({"export": {"int8": True, "int8_operators": ["Gemm"]}})  # MobileViT's only one is the last layer
+    before = sha256("models/export/model.onnx")
+    with pytest.raises(UserError, match="export.int8_operators"):
         export.main()
     assert sha256("models/export/model.onnx") == before
 

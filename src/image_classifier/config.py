@@ -93,6 +93,9 @@ class Evaluation(Section):
 class Export(Section):
     min_agreement: Annotated[float, Field(ge=0, le=1)]
     max_relative_error: Annotated[float, Field(gt=0)]
+    int8: bool
+    int8_operators: Annotated[list[Literal["Conv", "Gemm", "MatMul"]], Field(min_length=1)]
+    max_int8_loss: Annotated[float, Field(ge=0, le=1)]
 
 
 class Mlflow(Section):

@@ -19,6 +19,8 @@ from image_classifier.errors import UserError
 from image_classifier.preprocess import Normalize, Resize
 
 OPSET = 20
+FILES = {"onnx": "model.onnx", "int8": "model-int8.onnx"}
+FORMATS = {"onnx": "the ONNX model", "hf": "transformers' pipeline"}
 
 
 class Classifier(nn.Module):
@@ -81,6 +83,12 @@ def session(path: str | Path, num_threads: int | None = None) -> onnxruntime.Inf
         raise UserError(f"{path} cannot be loaded ({reason}): run `dvc repro export` to make it again") from None
 
 
+def run_onnx(path: Path, batches: Iterable[tuple[Tensor, Tensor]], num_threads: int | None) -> np.ndarray:
+    """What ONNX Runtime makes of a file: probabilities float32 [N, classes]."""
+    opened = session(path, num_threads)
+    return np.concatenate([opened.run(None, {"image": images.numpy()})[0] for images, _ in batches])
+
+
 def run_pipeline(folder: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
     """What transformers' own pipeline makes of a Hugging Face folder: probabilities float32 [N, classes]."""
     classify = pipeline("image-classification", model=str(folder), device="cpu")
@@ -111,16 +119,33 @@ def compare(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: 
     return {name: float(value) for name, value in values.items()}
 
 
-def check(what: str, values: dict[str, float], limits: Export) -> None:
-    """Refuse an exported model that is not the one that was evaluated; `what` names it.
+def gate(
+    folder: Path, labels: np.ndarray, expected: np.ndarray, found: dict[str, np.ndarray], limits: Export
+) -> dict[str, float]:
+    """The metrics of every format in `folder`, as FORMAT_NAME; `expected` are torch's probabilities.
 
-    Raises UserError: agreement or relative error is outside the limits.
+    A float format has to be the model that was evaluated. An int8 file is another one: it goes unless its accuracy
+    is within the limit, and its metrics stay.
+
+    Raises UserError: agreement or relative error of a float format is outside the limits.
     """
-    agreement, error = values["agreement"], values["max_relative_error"]
-    if agreement < limits.min_agreement:
-        fault = f"agrees with torch on {agreement:.4%}, less than export.min_agreement = {limits.min_agreement}"
-    elif not error <= limits.max_relative_error:
-        fault = f"is off by {error:.2g}, more than export.max_relative_error = {limits.max_relative_error}"
-    else:
-        return
-    raise UserError(f"on the test pictures {what} {fault}: nothing was exported")
+    metrics: dict[str, float] = {}
+    for form, probabilities in found.items():
+        values = compare(labels, expected, probabilities)
+        agreement, error = values["agreement"], values["max_relative_error"]
+        fault = ""
+        if form != "int8" and agreement < limits.min_agreement:
+            fault = f"agrees with torch on {agreement:.4%}, less than export.min_agreement = {limits.min_agreement}"
+        elif form != "int8" and not error <= limits.max_relative_error:
+            fault = f"is off by {error:.2g}, more than export.max_relative_error = {limits.max_relative_error}"
+        if fault:
+            raise UserError(f"on the test pictures {FORMATS[form]} {fault}: nothing was exported")
+        metrics |= {f"{form}_{name}": value for name, value in values.items()}
+        if form in FILES:
+            metrics[f"{form}_bytes"] = (folder / FILES[form]).stat().st_size
+    if "int8" in found:
+        loss = -metrics["int8_accuracy_difference"]
+        metrics["int8_shipped"] = int(loss <= limits.max_int8_loss)
+        if not metrics["int8_shipped"]:
+            (folder / FILES["int8"]).unlink()
+    return metrics

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from image_classifier import export, files, models, preprocess
 from image_classifier.errors import UserError
 
-MODEL, FOLDER = "models/export/model.onnx", "models/export/hf"
+MODELS = Path("models/export")
 BATCH_SIZE = 64  # pictures in memory at a time
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     ".csv": partial(pd.DataFrame.to_csv, index=False),
@@ -38,7 +38,7 @@ class Predictor:
     resize: preprocess.Resize
 
     @classmethod
-    def from_onnx(cls, path: str | Path = MODEL) -> "Predictor":
+    def from_onnx(cls, path: Path = MODELS / export.FILES["onnx"]) -> "Predictor":
         """Open an ONNX file in ONNX Runtime. Raises UserError: it is missing, damaged, or not of `dvc repro export`."""
         session = export.session(path)
         facts = session.get_modelmeta().custom_metadata_map
@@ -49,7 +49,7 @@ class Predictor:
         return cls(lambda images: session.run(None, {"image": images.numpy()})[0], class_names, resize)
 
     @classmethod
-    def from_torch(cls, folder: str | Path = FOLDER) -> "Predictor":
+    def from_torch(cls, folder: Path = MODELS / "hf") -> "Predictor":
         """Open a Hugging Face folder in torch. Raises UserError: it is missing or damaged."""
         network, normalize, resize = models.load(folder)
         classifier = torch.inference_mode()(export.Classifier(network, normalize).eval())
@@ -63,11 +63,14 @@ class Predictor:
             return str(error)
 
 
-def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, use_torch: bool) -> int:
-    """Print what each picture shows, or write it to `output`; return 1 if any could not be read."""
+def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, runtime: str) -> int:
+    """Print what each picture shows, or write it to `output`; return 1 if any could not be read.
+
+    `runtime` is torch, or a format of the ONNX file: onnx, int8.
+    """
     if output is not None and output.suffix not in WRITERS:
         raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
-    predictor = Predictor.from_torch() if use_torch else Predictor.from_onnx()
+    predictor = Predictor.from_torch() if runtime == "torch" else Predictor.from_onnx(MODELS / export.FILES[runtime])
     started, count, failed, results = time.perf_counter(), 0, 0, []
     for path, found in tqdm(_classified(predictor, paths), unit=" images", leave=False, disable=None):
         count += 1

@@ -85,7 +85,8 @@ def facts(config: Config, exported: dict[str, float], weights: str, folder: Path
         "intervals": _markdown(intervals),
         "local": config.data.source == "digits" or Path(config.data.source).exists(),
         "params": config.as_yaml(),
-        "parity": _markdown(pd.DataFrame({"value": {name: f"{value:,.4g}" for name, value in exported.items()}})),
+        "exported": exported,
+        "parity": _markdown(_parity(exported)),
         "pictures": train["count"],
         "seed": config.seed,
         "published": PUBLISHED_NOTE if published else "",
@@ -118,6 +119,15 @@ def _splits(best: dict[str, float], test: dict[str, float], published: bool) -> 
     if published:
         table["test, published"] = pd.Series(PUBLISHED)
     return table
+
+
+def _parity(exported: dict[str, float]) -> pd.DataFrame:
+    """One row a format: `exported` names its figures FORMAT_NAME."""
+    table: dict[str, dict[str, str]] = {"onnx": {}, "hf": {}, "int8": {}}
+    for name, value in exported.items():
+        form, figure = name.split("_", 1)
+        table[form][figure] = f"{value:,.4g}" if figure != "bytes" else f"{value:,}"
+    return pd.DataFrame({form: figures for form, figures in table.items() if figures}).T
 
 
 def _is_published(config: Config) -> bool:
