@@ -29,7 +29,6 @@ setup: .venv/installed ## Build .venv from requirements.txt; make a git reposito
 .PHONY: repro
 repro: setup ## Run the pipeline: prepare, train, evaluate, export
 	dvc repro
-	python -m docs.pictures
 	dvc metrics show
 
 .PHONY: recipe

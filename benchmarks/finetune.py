@@ -1,7 +1,7 @@
 """Does fine-tuning pay? Half of the classes of CIFAR-10 teach a model that then learns the other half.
 
-Three runs of the real stages in a clone of the committed state: a model trained on classes 0 to 4;
-classes 5 to 9 from scratch; and classes 5 to 9 from the first model's checkpoint, for equal epochs.
+Runs of the real stages in a clone of the committed state: a model trained on classes 0 to 4; classes 5 to 9 from
+scratch; and classes 5 to 9 from the first model's checkpoint, whole or with a frozen backbone, for equal epochs.
 
     python -m benchmarks.finetune PARQUET_FOLDER    # with train.parquet and test.parquet
 """
@@ -35,9 +35,15 @@ COMMON = {
 FIRST = {"data": {"source": "data/raw/first", "subset_size": 10_000}, "training": {"num_epochs": 5}}
 SECOND = {"data": {"source": "data/raw/second", "subset_size": 2_000}, "training": {"num_epochs": 5}}
 
+FROZEN = {
+    "": {"freeze_backbone": False},
+    ", head alone": {"freeze_backbone": True, "unfreeze_blocks": 0},
+    ", head and last two blocks": {"freeze_backbone": True, "unfreeze_blocks": 2},
+}
+
 
 def main() -> None:
-    """Make the two halves, run the three trainings, print their test accuracies."""
+    """Make the two halves, run the trainings, print their test accuracies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parquet", type=Path)
     pictures = parser.parse_args().parquet.resolve()
@@ -49,10 +55,11 @@ def main() -> None:
         first = _run(clone, FIRST, {"pretrained": False})
         shutil.move(clone / "models/checkpoint", clone / "models/pretrained/first")
         scratch = _run(clone, SECOND, {"pretrained": False})
-        tuned = _run(clone, SECOND, {"pretrained": True, "name": "models/pretrained/first"})
-    print(
-        json.dumps({"first half": first, "second half, scratch": scratch, "second half, fine-tuned": tuned}, indent=2)
-    )
+        found = {"first half": first, "second half, scratch": scratch}
+        known = {"pretrained": True, "name": "models/pretrained/first"}
+        for name, frozen in FROZEN.items():
+            found[f"second half, fine-tuned{name}"] = _run(clone, SECOND, known | frozen)
+    print(json.dumps({name: values["accuracy"] for name, values in found.items()}, indent=2))
 
 
 def _write_half(pictures: Path, folder: Path, classes: list[int]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import pairs
 
 REPEATS, EPOCHS = 5, 20
+BATCH_SIZE, STEPS = 128, 5
 SMALL, LARGE = 2, 16  # shards of 1,024 pictures at 160 px, 79 MB each
 
 
@@ -23,10 +24,14 @@ def main() -> None:
     """Measure each and print the table; with an argument, one measurement in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    parser.add_argument("--shares", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=int, metavar="SHARDS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         print(memory(arguments.memory))
+        return
+    if arguments.shares:
+        print(*shares())
         return
     with tempfile.TemporaryDirectory() as folder:
         empty = empty_pipeline(Path(folder) / "empty")
@@ -40,6 +45,9 @@ def main() -> None:
         float(subprocess.run([*command, str(shards)], cwd=pairs.ROOT, check=True, capture_output=True).stdout)
         for shards in (SMALL, LARGE)
     ]
+    command = [sys.executable, "-m", "benchmarks.overhead", "--shares"]
+    output = subprocess.run(command, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    waiting, clock = map(float, output.split())
     lines = ["### Overhead", ""]
     lines += [f"`python -m benchmarks.overhead`, {pairs.environment(['dvc', 'dvclive', 'mlflow', 'torch'])}", ""]
     lines += [
@@ -50,6 +58,8 @@ def main() -> None:
         f"{min(logs) * 1000:.0f} to {max(logs) * 1000:.0f} of {len(logs)} | 100 ms |",
         f"| memory of an epoch's reading, of its own (not the page cache) | {peaks[0]:.0f} MiB with {SMALL} shards, "
         f"{peaks[1]:.0f} MiB with {LARGE} | no growth |",
+        f"| share of a training step that waits for data, 160 px, batch {BATCH_SIZE} | {waiting:.2%} | 2 % |",
+        f"| share of it that the table of times takes | {clock:.4%} | 1 % |",
     ]
     print("\n".join(lines))
     if arguments.record:
@@ -85,7 +95,7 @@ def seconds_per_logged_epoch(folder: Path) -> list[float]:
     names = ["train_loss", "train_accuracy", "learning_rate", "val_loss", "val_accuracy", "val_precision", "val_recall"]
     values, spent = dict.fromkeys([*names, "val_f1_score"], 0.5), []
     os.chdir(folder)
-    tracker = tracking.Tracker("metrics/train", params, 10, {"data.sha256": "0" * 64}, "lock")
+    tracker = tracking.Tracker("metrics/train", params, 10, {"data.sha256": "0" * 64, "training.lock": "lock"})
     for epoch in range(EPOCHS):
         start = time.perf_counter()
         tracker.log_epoch(epoch, values)
@@ -118,6 +128,38 @@ def memory(shards: int) -> float:
             status = Path("/proc/self/status").read_text()
             peak = max(peak, int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
     return peak
+
+
+def shares() -> tuple[float, float]:
+    """Of a training step: how much it waits for its batch, and how much the stopwatch itself takes."""
+    import torch
+
+    from image_classifier import config, engine, models, precision, preprocess, runtime
+    from image_classifier.shards import ShardReader, ShardWriter
+    from image_classifier.timing import READING, Stopwatch
+
+    runtime.configure(None)
+    params = config.load(pairs.ROOT / "params.yaml")
+    changes = {"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1}
+    training = params.training.model_copy(update=changes)
+    pictures = torch.randint(0, 256, (BATCH_SIZE, 160, 160, 3), dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ShardWriter(Path(folder) / "train", preprocess.Resize(160, "stretch"))
+        for number in range(STEPS * BATCH_SIZE):
+            writer.add(pictures[number % BATCH_SIZE], number % 10, bytes(32))
+        writer.close([str(digit) for digit in range(10)])
+        reader = ShardReader(Path(folder) / "train")
+        network = models.build(params.model, reader.class_names, 160, 0)
+        chosen = precision.resolve("cpu", "auto")
+        trainer = engine.Trainer(network, preprocess.Normalize(), chosen, training, 0, reader, reader)
+        trainer._train_epoch(0)
+    spent, blank = trainer.clock.seconds, Stopwatch()
+    start = time.perf_counter()
+    for _ in range(10_000):
+        with blank("nothing"):
+            pass
+    block = (time.perf_counter() - start) / 10_000  # seconds; a step has four
+    return spent[READING] / sum(spent.values()), 4 * STEPS * block / sum(spent.values())
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ of one picture at a time, throughput the best of a few batch sizes. The figures 
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -48,7 +48,8 @@ def measure(form: str, seconds: float = 3.0) -> dict[str, float]:
     from image_classifier.shards import ShardReader
 
     classify = classifier(form)
-    pictures = ShardReader(pairs.ROOT / "data/shards/test").gather(np.arange(max(BATCH_SIZES))).numpy()
+    test = ShardReader(pairs.ROOT / "data/shards/test")
+    pictures = test.gather(np.arange(max(BATCH_SIZES)) % len(test)).numpy()
     times: dict[int, list[float]] = {}
     for size in BATCH_SIZES:
         classify(pictures[:size])
@@ -72,6 +73,10 @@ def main() -> None:
         "--record", metavar="NAME", help="put the table into RESULTS.md, between the marks of this name"
     )
     options = parser.parse_args()
+    if not forms:
+        sys.exit(f"{EXPORT} is missing: run `dvc repro` first")
+    if options.record and f"<!-- {options.record} -->" not in pairs.RESULTS.read_text():
+        sys.exit(f"--record {options.record}: RESULTS.md has no marks of this name")
     if options.form:
         print(json.dumps(measure(options.form)))
         return
@@ -98,7 +103,7 @@ def main() -> None:
     if options.record:
         pairs.record(options.record, "\n".join(lines))
     weights = files.sha256(EXPORT / "hf/model.safetensors")
-    tracking.add_to_model_run(params.mlflow, weights, values, Path("metrics/export"))
+    tracking.add_to_model_run(params.mlflow, weights, values, [])
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ BATCH_SIZE, SIZE = 128, 160
 OUR_STEPS, TRAINER_STEPS = 6, 2  # counted; a step of the Trainer takes half a minute
 
 
-def ours(precision: str) -> float:
-    """Images per second of `engine.Trainer`, shards included."""
+def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, **changes) -> float:
+    """Images per second of `engine.Trainer`, shards included; `changes` are of the training settings."""
     import torch
 
     from image_classifier import config, engine, models, preprocess, runtime
@@ -30,29 +30,31 @@ def ours(precision: str) -> float:
     runtime.configure(None)
     params = config.load(pairs.ROOT / "params.yaml")
     training = params.training.model_copy(
-        update={"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1}
+        update={"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1} | changes
     )
     with tempfile.TemporaryDirectory() as folder:
         resize = preprocess.Resize(SIZE, "stretch")
         writer = ShardWriter(Path(folder) / "train", resize)
-        for number, data in enumerate(pictures(BATCH_SIZE * (OUR_STEPS + 1))):
+        for number, data in enumerate(pictures(BATCH_SIZE * (steps + 1))):
             writer.add(resize(preprocess.decode(data)), number % 10, bytes(32))
         writer.close(CLASSES)
         train = ShardReader(Path(folder) / "train")
         network = models.build(params.model, CLASSES, SIZE, seed=0)
         normalize = models.normalization("imagenet", params.model)
-        chosen = precisions.resolve("cpu", precision)
+        chosen = precisions.resolve(device, precision)
         trainer = engine.Trainer(network, normalize, chosen, training, 0, train, train)
         network.train()
         ends = []
         for step, (images, labels) in enumerate(train.batches(BATCH_SIZE, shuffled(len(train), 0, 0))):
             loss, _ = trainer._step(images, labels, step, SIZE)
+            if device == "cuda" and step in (0, steps):
+                torch.cuda.synchronize()
             ends.append(time.perf_counter())
         assert torch.isfinite(loss)
-    return BATCH_SIZE * OUR_STEPS / (ends[-1] - ends[0])
+    return BATCH_SIZE * steps / (ends[-1] - ends[0])
 
 
-def trainer(bf16: bool) -> float:
+def trainer(bf16: bool, device: str = "cpu", steps: int = TRAINER_STEPS, workers: int = 0) -> float:
     """Images per second of `transformers.Trainer`."""
     import torch
     from PIL import Image
@@ -69,7 +71,7 @@ def trainer(bf16: bool) -> float:
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    files = pictures(BATCH_SIZE * (TRAINER_STEPS + 1))
+    files = pictures(BATCH_SIZE * (steps + 1))
 
     class Pictures:
         def __len__(self) -> int:
@@ -83,6 +85,8 @@ def trainer(bf16: bool) -> float:
             self.ends = []
 
         def on_step_end(self, *_, **__) -> None:
+            if device == "cuda" and len(self.ends) in (0, steps):
+                torch.cuda.synchronize()
             self.ends.append(time.perf_counter())
 
     network = models.build(config.load(pairs.ROOT / "params.yaml").model, CLASSES, SIZE, seed=0)
@@ -95,11 +99,12 @@ def trainer(bf16: bool) -> float:
             num_train_epochs=1,
             report_to=[],
             save_strategy="no",
-            use_cpu=True,
+            use_cpu=device == "cpu",
             bf16=bf16,
+            dataloader_num_workers=workers,
         )
         Trainer(model=network, args=arguments, train_dataset=Pictures(), callbacks=[ends]).train()
-    return BATCH_SIZE * TRAINER_STEPS / (ends.ends[-1] - ends.ends[0])
+    return BATCH_SIZE * steps / (ends.ends[-1] - ends.ends[0])
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main() -> None:
     with files.atomic(METRICS) as folder:
         values = report.write_evaluation(folder, labels, probabilities, test)
     published = {f"test_{name}": value for name, value in values.items()}
-    tracking.add_to_model_run(params.mlflow, files.sha256(CHECKPOINT / "model.safetensors"), published, METRICS)
+    tracking.add_to_model_run(params.mlflow, files.sha256(CHECKPOINT / "model.safetensors"), published, [METRICS])
     interval = f"{values['accuracy_low']:.4f} to {values['accuracy_high']:.4f}"
     print(f"evaluate: {METRICS}: accuracy {values['accuracy']:.4f} ({interval}) on {len(test)} pictures; {took()}")
 

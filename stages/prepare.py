@@ -1,6 +1,7 @@
 """prepare: raw pictures -> data/shards/{train,val,test}."""
 
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def main() -> None:
     params = config.load()
     resize = Resize(params.data.image_size, params.data.resize)
     screen = splits.Screen(params.data)
-    counts = {}
+    counts: dict[str, Counter[str]] = {}
     files.remove(SCRATCH)  # of a killed run: `datasets` would take a changed file with its old time for the same
     with ExitStack() as finished:
         finished.callback(files.remove, SCRATCH)
@@ -29,9 +30,11 @@ def main() -> None:
         key = preparation.fingerprint(params.data, params.seed)
         for name, rows in splits.split(source, params.data, params.seed).items():
             folder = finished.enter_context(files.resumable(SHARDS / name, key))
-            counts[name] = preparation.write(folder, name, rows, resize, screen)
+            size = params.data.subset_size if name == "train" else None
+            counts[name] = preparation.write(folder, name, rows, resize, screen, size)
         screen.conclude()
-    written = ", ".join(f"{name} {count}" for name, count in counts.items())
+        preparation.check(counts, params.data.subset_size)
+    written = ", ".join(f"{name} {found.total()}" for name, found in counts.items())
     print(f"prepare: {SHARDS}: {written} pictures of {resize.size} px; {took()}")
 
 

@@ -3,9 +3,7 @@
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-
-from image_classifier import config, engine, files, models, precision, resume, runtime, tracking
+from image_classifier import config, distributed, engine, files, models, precision, resume, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
 from image_classifier.timing import SAVING, TRACKING
@@ -16,26 +14,28 @@ INDEX, CHECKPOINT = TRAIN / "index.json", Path("models/checkpoint")
 SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # of each epoch
 
 
-@FileLock(".resume/train.lock", blocking=False)  # a killed DVC leaves its stage running
 def main() -> None:
-    """Train, keep the best epoch on val, and log every epoch to DVCLive and MLflow."""
-    print(f"train: {sys.executable}")
+    """Train, in as many processes as training.num_processes asks for."""
     params = config.load()
-    runtime.configure(params.num_threads)
     chosen = precision.resolve(params.training.device, params.training.precision)
-    print(f"train: {chosen.name} on {chosen.device}: {chosen.reason}")
+    distributed.run("train", params.training.num_processes, chosen.device, lambda ranks: fit(params, chosen, ranks))
 
+
+def fit(params: config.Config, chosen: precision.Precision, ranks: distributed.Ranks) -> None:
+    """Keep the best epoch on val, and log every epoch to DVCLive and MLflow."""
+    print(f"train: {sys.executable}\ntrain: {chosen.name} on {chosen.device}: {chosen.reason}")
+    runtime.configure(params.num_threads, ranks.here)
     train, val = ShardReader(TRAIN), ShardReader(VAL)
     network = models.build(params.model, train.class_names, train.resize.size, params.seed)
     normalize = models.normalization(params.data.normalization, params.model)
-    trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
-    clock = trainer.clock
-
-    state = resume.State(resume.fingerprint(params, chosen, INDEX, VAL / "index.json"))
+    trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val, ranks)
+    state, clock = resume.State(resume.fingerprint(params, chosen, INDEX, VAL / "index.json")), trainer.clock
+    if not ranks.first:
+        return trainer.follow(state.load(ranks))  # the first process logs and saves for all
     tags = {"precision": chosen.name, "precision.reason": chosen.reason, "data.sha256": files.sha256(INDEX)}
-    tags, num_classes = tags | runtime.environment(), len(train.class_names)
-    with state.lock, tracking.Tracker("metrics/train", params, num_classes, tags, state.lock.lock_file) as tracker:
-        if kept := state.load():
+    tags |= runtime.environment() | {"processes": str(ranks.count), "training.lock": state.lock.lock_file}
+    with state.lock, tracking.Tracker("metrics/train", params, len(train.class_names), tags) as tracker:
+        if kept := state.load(ranks):
             trainer.load_state_dict(kept)
             print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")
         for epoch, values in enumerate(trainer.history):
@@ -46,7 +46,7 @@ def main() -> None:
             with clock(TRACKING):
                 tracker.log_epoch(len(trainer.history) - 1, values)
             shown = ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)
-            print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {shown}")
+            print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {shown}", flush=True)
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
             models.save(folder, network, normalize, train.resize)
         best = trainer.best["metrics"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,16 @@ TINY_PARAMS = {
         "batch_norm_images": 100,
     },
 }
+
+
+TRIED: Counter[str] = Counter()  # malformed inputs, by what was given them
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say how many malformed inputs were tried."""
+    if TRIED:
+        each = ", ".join(f"{name} {count:,}" for name, count in TRIED.items())
+        terminalreporter.write_line(f"malformed inputs tried: {TRIED.total():,} ({each})")
 
 
 def edit_params(folder: Path, changes: dict) -> None:

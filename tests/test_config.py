@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT, edit_params
 from ruamel.yaml import YAML
@@ -91,6 +92,13 @@ def test_a_recipe_is_written_into_params_and_keeps_the_comments(params, recipe):
     assert [line.split("#")[1:] for line in before] == [line.split("#")[1:] for line in after]
     assert sum(old != new for old, new in zip(before, after, strict=True)) == len(changed)
     assert apply(recipe, params) == []
+
+
+def test_a_recipe_leaves_nothing_of_another_behind():
+    """Each sets the same keys, so that it does not matter which one was written before."""
+    recipes = [YAML(typ="safe").load(path) for path in (ROOT / "recipes").glob("*.yaml")]
+    keys = [set(pd.json_normalize(recipe).columns) for recipe in recipes]
+    assert all(found == keys[0] for found in keys), [sorted(found ^ keys[0]) for found in keys]
 
 
 def test_a_bad_recipe_changes_nothing(params, tmp_path):

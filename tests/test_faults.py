@@ -1,6 +1,8 @@
 """Kill it, fill the disk, flip a bit, start it twice: the same bytes, or one line that says what is wrong."""
 
+import hashlib
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -222,8 +224,71 @@ def test_a_damaged_resume_state_is_named_and_costs_no_byte(project, trained, mon
     assert sha256("models/checkpoint/model.safetensors") == sha256(trained / "models/checkpoint/model.safetensors")
 
 
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_a_pickle_is_never_executed_wherever_it_lies(project, monkeypatch):
+    """With the checksums that belong to it: an attacker has them too."""
+    evil = pickle.dumps({"images": Malicious()})
+    monkeypatch.setattr(engine.Trainer, "_validate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    key = resume.fingerprint(
+        config.load(), precision.resolve("cpu", "fp32"), *(part / "index.json" for part in (train.TRAIN, train.VAL))
+    )
+    state = Path(".resume") / key / f"epoch-00001-{hashlib.sha256(evil).hexdigest()}.pt"
+    state.parent.mkdir()
+    state.write_bytes(evil)
+    with pytest.raises(UserError, match="holds no state of a training"):
+        train.main()
+
+    shard = Path("data/shards/train/shard-00000.safetensors")
+    index = files.read_json(shard.with_name("index.json"), "")
+    del index["checksum"]
+    index["shards"][0]["sha256"] = hashlib.sha256(evil).hexdigest()
+    for path in (shard, shard.with_name("index.json")):
+        path.unlink()  # a link into DVC's cache
+    shard.write_bytes(evil)
+    shards._write_sealed(shard.with_name("index.json"), index)
+    with pytest.raises(UserError, match=r"shard-00000.safetensors is no shard"):
+        train.main()
+
+    folder = Path("models/checkpoint")
+    for name in ("model.safetensors", files.SUMS):
+        (folder / name).unlink()
+    (folder / "model.safetensors").write_bytes(evil)
+    files.seal(folder)
+    with pytest.raises(UserError, match="models/checkpoint cannot be loaded"):
+        evaluate.main()
+    assert not Path("executed").exists()
+
+
+def test_a_stage_started_twice_runs_once(project):
+    words = [sys.executable, "-m", "stages.evaluate"]
+    both = [subprocess.Popen(words, cwd=project, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    assert [error for error in errors if ".resume/evaluate.lock is held by another process" in error], errors
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(project, monkeypatch):
+    train_epoch = engine.Trainer._train_epoch
+
+    def diverges_in_the_second(self, epoch):
+        if epoch == 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = float("nan")
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(engine.Trainer, "_train_epoch", diverges_in_the_second)
+    with pytest.raises(UserError, match=r"the loss is no number in epoch 2, step \d+ of 13, learning rate"):
+        train.main()
+    (kept,) = Path(".resume").glob("*/epoch-*.pt")
+    assert kept.name.startswith("epoch-00001-")
+
+
 def test_a_gpu_without_memory_is_told_a_batch_size(project, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(engine.Trainer, "_step", full)

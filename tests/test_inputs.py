@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TRIED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -50,6 +50,7 @@ def tries(number: int):
 
 def outcome(function, argument):
     """What a function returns, or the error that it may raise."""
+    TRIED[function.__qualname__] += 1
     try:
         return function(argument)
     except (UserError, preprocess.UnreadableImage) as error:
@@ -163,11 +164,29 @@ def test_any_index(split, data):
         assert is_clear(result, "index.json")
 
 
+@tries(300)
+@given(data=st.data())
+def test_any_index_with_the_checksum_that_belongs_to_it(split, data):
+    path = split / "index.json"
+    right = path.read_bytes()
+    index = json.loads(right)
+    del index["checksum"]
+    part = data.draw(st.sampled_from([index, index["shards"][0], index["preprocessing"]]))
+    part[data.draw(st.sampled_from(sorted(part)))] = data.draw(values)
+    try:
+        shards._write_sealed(path, index)
+        result = outcome(shards.ShardReader, split)
+    finally:
+        path.write_bytes(right)
+    assert isinstance(result, shards.ShardReader) or str(result).count("\n") == 0
+
+
 @tries(200)
 @given(data=st.binary(max_size=300) | st.builds(lambda text: text.encode(), st.text(max_size=100)))
 def test_any_bytes_as_a_seal(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("sealed")
     (folder / "a.json").write_text("{}")
     (folder / files.SUMS).write_bytes(data)
+    TRIED["check_seal"] += 1
     with pytest.raises(UserError, match="missing or damaged, going by SHA256SUMS: run it again"):
         files.check_seal(folder, "run it again")

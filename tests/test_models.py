@@ -105,7 +105,7 @@ def test_a_head_for_as_many_other_classes_is_not_kept(tmp_path):
     assert not torch.equal(ours.classifier.weight, theirs.classifier.weight)
 
 
-@pytest.mark.parametrize(("kind", "blocks"), [("mobilevit", 5), ("vit", 3), ("resnet", 3)])
+@pytest.mark.parametrize(("kind", "blocks"), [("mobilevit", 5), ("vit", 3), ("resnet", 3), ("efficientnet", 7)])
 def test_freezing_all_but_the_last_blocks(tmp_path, kind, blocks):
     path = folder(tmp_path, kind, weights="safetensors")
     counts = []
@@ -160,7 +160,8 @@ def test_bad_models_are_refused_in_one_line(tmp_path):
     )
     message = refused(settings("apple/mobilevit-small", pretrained=True, revision="0" * 40))
     assert "`hf download apple/mobilevit-small --revision 0000" in message
-    assert "cannot be loaded" in refused(settings(tmp_path / "nothing", pretrained=True, revision="0" * 40))
+    missing = settings(tmp_path / "nothing", pretrained=True, revision="0" * 40)
+    assert "there is no such folder" in refused(missing)
     assert "cannot be loaded" in refused(settings(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert "cannot be loaded" in refused(settings(tmp_path))
@@ -209,8 +210,39 @@ def test_a_malicious_pickle_is_never_executed(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_repository_with_code_of_its_own_is_refused(tmp_path):
+def test_a_repository_with_code_of_its_own_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a person at a terminal might answer
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("open('executed', 'w')")
     auto = {"AutoConfig": "evil.Config", "AutoModelForImageClassification": "evil.Model"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto}))
     assert "cannot be loaded" in refused(settings(tmp_path))
+    assert "cannot be loaded" in refused(settings(tmp_path, pretrained=True))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_model_whose_head_cannot_be_told_from_its_backbone_is_refused(tmp_path, monkeypatch):
+    path = folder(tmp_path, "resnet", weights="safetensors")
+    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", _without_prefix)
+    assert "does not tell its head from its backbone" in refused(settings(path, pretrained=True))
+
+
+def _without_prefix(path, **options):
+    network = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(path))
+    network.base_model_prefix = "elsewhere"
+    return network, {"missing_keys": [], "mismatched_keys": []}
+
+
+def test_a_local_folder_that_is_missing_is_not_looked_for_on_the_hub():
+    message = refused(settings("models/pretrained/gone", pretrained=True))
+    assert "there is no such folder" in message and "dvc add models/pretrained/gone" in message
+
+
+def test_a_revision_that_does_not_exist_is_one_line(monkeypatch):
+    def fails(*_, **__):
+        raise OSError("0000 is not a valid git identifier for this model name.\nCheck the model page.")
+
+    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", fails)
+    message = refused(settings("apple/mobilevit-small", pretrained=True, revision="0" * 40))
+    assert "is not a valid git identifier" in message
+    assert "--local-dir models/pretrained/mobilevit-small" in message

@@ -32,7 +32,7 @@ def test_the_page_of_plots_draws_every_chart_without_a_network(trained, tmp_path
     assert drawn.keys() >= CHARTS
     assert all(int(width) > 200 for name, width in drawn.items() if name in CHARTS)
     pictures = re.findall(r'<img src="([^"]+)"', body)
-    assert len(pictures) == 2 and all((page.parent / name).stat().st_size > 1000 for name in pictures)
+    assert len(pictures) == 5 and all((page.parent / name).stat().st_size > 1000 for name in pictures)
     # Addresses in a page without a network would fail to load, which the console says.
     errors = [line for line in shown.stderr.splitlines() if re.search(r"CONSOLE.*(ERR_|Error|error)", line)]
     assert not errors, errors

@@ -38,6 +38,18 @@ def test_16_bit_grey_is_scaled_not_clipped():
         assert np.asarray(preprocess.decode(data))[0, :, 0].tolist() == [0, 100, 255]
 
 
+@pytest.mark.parametrize("image", [Image.new("I", (3, 2), 200), Image.new("F", (3, 2), 0.5)])
+def test_32_bit_grey_of_unknown_range_is_refused(image):
+    with pytest.raises(preprocess.UnreadableImage, match="32 bits, of unknown range"):
+        preprocess.decode(encoded(image, "TIFF"))
+
+
+def test_a_picture_of_a_line_is_refused():
+    """Its shorter side scaled to 160 px, it would take 300 GB: a crop bomb of eight kilobytes."""
+    with pytest.raises(preprocess.UnreadableImage, match="1 x 4000000 pixels: too narrow"):
+        preprocess.decode(encoded(Image.new("1", (1, 4_000_000))))
+
+
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees

@@ -17,6 +17,7 @@ from test_preprocess import encoded
 
 from image_classifier import config, files, preparation, preprocess, sources
 from image_classifier.errors import UserError
+from image_classifier.shards import ShardReader
 from stages import prepare
 
 NAMES = ["cat", "dog"]
@@ -173,6 +174,26 @@ def test_duplicates_across_splits_are_found_by_their_pixels(workspace):
     prepare.main()
     assert prepared("train")["count"] + prepared("val")["count"] == 31
     assert prepared("test")["count"] == 10
+
+
+def test_a_subset_stays_whole_and_balanced_when_pictures_are_left_out(workspace):
+    folder = workspace / "data/raw/pets"
+    class_folders(folder / "train", 80)
+    class_folders(folder / "test", 8, first=200)
+    for number, path in enumerate(sorted((folder / "train/cat").iterdir())[:12]):
+        shutil.copy(path, folder / f"test/cat/copy{number}.png")
+    edit_params(workspace, {"data": {"on_duplicate": "drop", "subset_size": 40}})
+    prepare.main()
+    assert prepared("train")["class_counts"] == {"cat": 20, "dog": 20}
+    found = ShardReader("data/shards/train").hashes
+    assert len(set(found)) == 40 and not set(found) & set(ShardReader("data/shards/test").hashes)
+    for made in (folder / "train/dog", Path("data/shards")):
+        shutil.rmtree(made)
+    class_folders(folder / "train", 80)
+    for path in sorted((folder / "train/dog").iterdir())[:30]:
+        path.write_bytes(b"no picture")
+    edit_params(workspace, {"data": {"on_unreadable": "skip"}})
+    assert "data.subset_size = 40, but " in refused()
 
 
 def test_rows_without_a_picture_are_unreadable(workspace):

@@ -48,9 +48,14 @@ def test_the_published_split_halves_the_test_split():
     whole = source(60, 60)
     whole["test"] = source(20, 20)["train"]
     parts = splits.split(whole, settings(val_from="test", val_fraction=0.5, subset_size=100), seed=0)
-    assert {name: len(rows) for name, rows in parts.items()} == {"train": 100, "val": 20, "test": 20}
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 120, "val": 20, "test": 20}
     assert sorted([*parts["val"]["image"], *parts["test"]["image"]]) == list(range(40))
-    assert [list(np.bincount(rows["label"])) for rows in parts.values()] == [[10, 10], [10, 10], [50, 50]]
+    subset = parts["train"].take(100)  # the others are in reserve
+    assert [list(np.bincount(rows["label"])) for rows in (parts["test"], parts["val"], subset)] == [
+        [10, 10],
+        [10, 10],
+        [50, 50],
+    ]
 
 
 def test_a_validation_split_of_the_source_is_used_when_asked_for():
@@ -90,7 +95,8 @@ def test_duplicates_and_unreadable_pictures_are_refused_by_default():
 def test_a_subset_is_class_balanced_and_leaves_val_and_test_alone():
     full = splits.split(source(100, 100, 100), settings(), seed=0)
     cut = splits.split(source(100, 100, 100), settings(subset_size=50), seed=0)
-    counts = np.bincount(cut["train"]["label"])
+    counts = np.bincount(cut["train"]["label"][:50])
+    assert sorted(cut["train"]["image"]) == sorted(full["train"]["image"])  # those behind the 50 are in reserve
     assert counts.sum() == 50 and counts.max() - counts.min() <= 1
     assert [len(cut[name]) for name in ("val", "test")] == [len(full[name]) for name in ("val", "test")]
 

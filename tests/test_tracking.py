@@ -56,7 +56,7 @@ def test_mlflow_and_dvclive_hold_the_same_series(trained, client):
 
 def assert_same_series(client: MlflowClient, run_id: str, folder: Path) -> None:
     files = list((folder / "metrics/train/plots/metrics").glob("*.tsv"))
-    assert len(files) == 8
+    assert len(files) == 11
     for path in files:
         rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
         history = sorted(client.get_metric_history(run_id, path.stem), key=lambda point: point.step)
@@ -75,6 +75,9 @@ def test_the_logged_model_is_onnx_with_a_signature(trained, client):
 
 def test_a_store_that_cannot_be_reached_costs_no_run(project, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    began = time.monotonic()
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {}, [])
+    assert time.monotonic() - began < 5  # seconds
     shutil.rmtree("models/checkpoint")
     train.main()
     evaluate.main()
@@ -85,6 +88,9 @@ def test_a_store_that_cannot_be_reached_costs_no_run(project, monkeypatch, capsy
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:secret@127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        tracking.add_to_model_run(config.load().mlflow, "0" * 64, {}, [])
+        assert time.monotonic() - began < 5  # seconds
         evaluate.main()
     warning = capsys.readouterr().err
     assert "warning: MLflow: logging failed" in warning and "secret" not in warning
@@ -92,16 +98,18 @@ def test_a_server_that_never_answers_is_given_up(project, monkeypatch, capsys):
 
 def test_a_model_without_a_run_gets_one(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
-    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, Path("params.yaml"))
-    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_loss": 1.5}, Path("params.yaml"))
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, [Path("params.yaml")])
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_loss": 1.5}, [Path("params.yaml")])
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("another").experiment_id])
     assert run.data.metrics == {"test_accuracy": 0.5, "test_loss": 1.5}
 
 
 def test_a_run_that_fails_does_not_stay_running(project):
+    tags = {"test": "fails", "data.sha256": "0", "training.lock": "fails.lock"}
+
     def fail():
-        with tracking.Tracker("metrics/train", config.load(), 10, {"test": "fails", "data.sha256": "0"}, "fails.lock"):
+        with tracking.Tracker("metrics/train", config.load(), 10, tags):
             raise ValueError
 
     with pytest.raises(ValueError):
@@ -113,7 +121,7 @@ def test_a_run_that_fails_does_not_stay_running(project):
 
 def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
     def tracker(lock: str) -> tracking.Tracker:
-        return tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0"}, lock)
+        return tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", "training.lock": lock})
 
     def status(run_id: str) -> str:
         return client.get_run(run_id).info.status
@@ -214,6 +222,8 @@ def test_a_server_that_goes_away_costs_no_step_and_sync_replays_all_once(project
     assert run.data.params["training.learning_rate"] == "0.01"
     assert {item.path for item in client.list_artifacts(run_id, "evaluate")} >= {"evaluate/predictions.csv"}
     assert_same_series(client, run_id, project)
+    (only,) = runs(client)  # the one that lost its server, and no second one
+    assert only.info.run_id == run_id
 
 
 def test_two_first_runs_at_once_share_a_fresh_store(project):
@@ -221,7 +231,7 @@ def test_two_first_runs_at_once_share_a_fresh_store(project):
         path.unlink()
     code = (
         "from stages.evaluate import config, tracking, Path; "
-        "tracking.add_to_model_run(config.load().mlflow, '{}' * 64, {{}}, Path('params.yaml'))"
+        "tracking.add_to_model_run(config.load().mlflow, '{}' * 64, {{}}, [Path('params.yaml')])"
     )
     commands = [[sys.executable, "-c", code.format(number)] for number in range(2)]
     both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for words in commands]
@@ -232,7 +242,7 @@ def test_two_first_runs_at_once_share_a_fresh_store(project):
 
 def test_a_temp_experiment_runs_its_own_code_and_lands_in_the_repositorys_store(project):
     module = project / "stages/train.py"
-    module.write_text(module.read_text().replace('print(f"train: {sys.executable}")', 'print("train: changed code")'))
+    module.write_text(module.read_text().replace('print(f"train: {sys.executable}', 'print(f"train: changed code'))
     result = command(project, "dvc", "exp", "run", "--temp", "-n", "temp-run", "-S", "training.learning_rate=3e-3")
     assert "changed code" in result.stdout
     assert "3e-3" not in (project / "params.yaml").read_text()

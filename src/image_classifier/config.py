@@ -69,6 +69,7 @@ class Training(Section):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     use_compile: bool
+    num_processes: Literal["auto"] | Count
     num_epochs: Count
     batch_size: Count
     resolution_schedule: Annotated[list[ImageSize], Field(min_length=1)] | None
@@ -105,7 +106,7 @@ class Mlflow(Section):
 
 class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    num_threads: Count | None
+    num_threads: Annotated[int, Field(ge=1, le=1024)] | None
     data: Data
     model: Model
     training: Training

@@ -16,14 +16,16 @@ from transformers import PreTrainedModel
 
 from image_classifier import metrics, models, preprocess
 from image_classifier.config import Training
+from image_classifier.distributed import Ranks
 from image_classifier.errors import UserError
 from image_classifier.precision import Precision
 from image_classifier.preprocess import Normalize
 from image_classifier.runtime import derive_seed
-from image_classifier.shards import ShardReader, num_batches, prefetched, shuffled
+from image_classifier.shards import ShardReader, dealt, num_batches, prefetched, shuffled
 from image_classifier.timing import COMPUTE, COPYING, EVALUATION, OPTIMIZER, READING, Stopwatch
 
 PARTS = ("network", "optimizer", "scheduler", "scaler")  # of a Trainer: they hold state
+SCORES = ("precision", "recall", "f1_score")  # weighted by the size of the class
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels int64 [N])
 
 
@@ -77,6 +79,7 @@ class Trainer:
     seed: int
     train: ShardReader
     val: ShardReader
+    ranks: Ranks = field(default_factory=Ranks)  # this process among those that train the same network
     history: list[dict[str, float]] = field(default_factory=list)  # one entry per finished epoch
     best: dict = field(default_factory=dict)  # `metrics`, `weights` and `rank` of the best epoch on val
     clock: Stopwatch = field(default_factory=Stopwatch)
@@ -85,12 +88,15 @@ class Trainer:
         self.precision.place(self.network)
         self.normalize.to(self.precision.device)
         steps = self.training.num_epochs * num_batches(len(self.train), self.training.batch_size)
+        if min(len(self.train), self.training.batch_size, 2 * len(self.val)) < 2 * self.ranks.count:
+            raise UserError(f"{self.ranks.count} processes are too many for training.batch_size, or for the pictures")
+        joined = self.ranks.join(self.network)
         self.optimizer = build_optimizer(self.network, self.training)
         self.scheduler = build_scheduler(self.optimizer, self.training, steps)
         self.scaler = self.precision.scaler()
         # On the CPU compiling takes minutes and gains nothing.
         compiles = self.training.use_compile and self.precision.device.type == "cuda"
-        self.forward = torch.compile(self.network) if compiles else self.network
+        self.forward = torch.compile(joined) if compiles else joined
         # A quarter of a GPU's free memory may hold the training set; the rest is for activations.
         num_bytes = sum(images.nbytes for images in self.train.images)
         if self.precision.device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info()[0] / 4:
@@ -108,13 +114,15 @@ class Trainer:
         for epoch in range(len(self.history), self.training.num_epochs):
             try:
                 values = self._train_epoch(epoch)
+                with self.clock(EVALUATION):
+                    self.ranks.average(self.network)
+                    if epoch == self.training.num_epochs - 1:
+                        self._recompute_batch_norm(epoch)
+                    values |= {f"val_{name}": value for name, value in self._validate().items()}
             except torch.OutOfMemoryError:
                 size = self.training.batch_size
-                raise UserError(f"the GPU's memory is full at training.batch_size = {size}: try {size // 2}") from None
-            with self.clock(EVALUATION):
-                if epoch == self.training.num_epochs - 1:
-                    self._recompute_batch_norm(epoch)
-                values |= {f"val_{name}": value for name, value in self._validate().items()}
+                way = f"try {size // 2}" if size > 1 else "choose a smaller data.image_size"
+                raise UserError(f"the GPU's memory is full at training.batch_size = {size}: {way}") from None
             self.history.append(values)
             rank = values["val_accuracy"], -values["val_loss"]
             if not self.best or rank > self.best["rank"]:
@@ -123,41 +131,58 @@ class Trainer:
             yield values
         self.network.load_state_dict(self.best["weights"])
 
+    def follow(self, kept: dict | None) -> None:
+        """Train beside the first process, which does all that is to be seen; go on from `kept`, if it has that."""
+        if kept:
+            self.load_state_dict(kept)
+        for _ in self.epochs():
+            pass
+
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training pictures; augmentation and dropout follow from (seed, epoch, step).
 
         The loss is the cross-entropy without label smoothing, as in validation.
         """
         size = image_size(self.training.resolution_schedule, epoch, self.training.num_epochs, self.train.resize.size)
-        order = shuffled(len(self.train), self.seed, epoch)
-        device = self.precision.device
+        order, count = shuffled(len(self.train), self.seed, epoch), len(self.train)
+        rank, ranks = self.ranks.rank, self.ranks.count
+        whole = [len(batch) for batch in dealt(order, self.training.batch_size)]  # of all processes
+        rows = np.concatenate(dealt(order, self.training.batch_size, rank, ranks))  # of this one
         self._train_mode()
         # What is measured stays on the device until the epoch ends: reading it would wait for the GPU.
-        losses, rates, correct = [], [], torch.zeros((), device=device)
+        losses, rates, guesses = [], [], []
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
-        batches = with_progress(self.clock.each(READING, self._batches(order)), len(self.train), title)
+        batches = with_progress(self.clock.each(READING, self._batches(order)), len(rows), title, self.ranks.first)
         for step, (images, labels) in enumerate(batches):
             rates.append(self.optimizer.param_groups[0]["lr"])
-            loss, hits = self._step(images, labels, derive_seed(self.seed, epoch, step), size)
+            seed = derive_seed(self.seed, epoch, step, rank)  # a last zero changes nothing
+            loss, guess = self._step(images, labels, seed, size, share=len(labels) * ranks / whole[step])
             losses.append(loss * len(labels))
-            correct += hits
-        self.clock.images += len(self.train)
+            guesses.append(guess)
+        self.clock.images += count
         with self.clock(COMPUTE):  # waits for the device
-            sums, train_accuracy = torch.stack(losses).cpu(), float(correct / len(self.train))
+            sums = self.ranks.total(torch.stack(losses)).cpu()
+            predicted = self.ranks.collect(torch.cat(guesses), rows, count)
         if len(lost := (~sums.isfinite()).nonzero()):
             raise UserError(
                 f"the loss is no number in epoch {epoch + 1}, step {int(lost[0]) + 1} of {len(sums)}, learning rate "
                 f"{rates[int(lost[0])]:g}: lower training.learning_rate, or set training.gradient_clip"
             )
-        train_loss = float(sums.sum() / len(self.train))
-        return {"train_loss": train_loss, "train_accuracy": train_accuracy, "learning_rate": rates[-1]}
+        labels = self.train.labels.numpy()
+        values = {"train_loss": float(sums.sum() / count), "train_accuracy": float((predicted == labels).mean())}
+        scores = metrics.averages(labels, predicted)
+        return values | {f"train_{name}": scores[name] for name in SCORES} | {"learning_rate": rates[-1]}
 
     def _batches(self, order: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self.train.batches(self.training.batch_size, order)
+        batches = self.train.batches(self.training.batch_size, order, self.ranks.rank, self.ranks.count)
         fetches = self.precision.device.type == "cuda" and not self.train.resident
         return prefetched(batches, pin=True) if fetches else batches
 
-    def _step(self, images: Tensor, labels: Tensor, seed: int, size: int) -> tuple[Tensor, Tensor]:
+    def _step(self, images: Tensor, labels: Tensor, seed: int, size: int, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """One step; `share` is how many of the batch's pictures are here, relative to an equal share of the processes.
+
+        Returns the mean loss before it, and the classes predicted int64 [N].
+        """
         training, device = self.training, self.precision.device
         torch.manual_seed(seed)  # augmentation and dropout
         with self.clock(COPYING):
@@ -169,7 +194,7 @@ class Trainer:
             with self.precision.autocast():
                 logits = self.forward(pixel_values=pixels, **models.forward_options(self.network, size)).logits
             logits = logits.float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+            loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing) * share
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
         with self.clock(OPTIMIZER):
@@ -180,7 +205,7 @@ class Trainer:
             self.scaler.update()
             self.scheduler.step()
         logits = logits.detach()
-        return F.cross_entropy(logits, labels), (logits.argmax(1) == labels).sum()
+        return F.cross_entropy(logits, labels), logits.argmax(1)
 
     def _recompute_batch_norm(self, epoch: int) -> None:
         """Replace the running batch-norm statistics, which lag after a short run, by fresh ones."""
@@ -193,18 +218,29 @@ class Trainer:
             update_bn((self.normalize(images.to(self.precision.device)) for images, _ in batches), self.network)
 
     def _validate(self) -> dict[str, float]:
-        batches = self.val.batches(self.training.batch_size)
-        labels, probabilities = predict(self.network, self.normalize, batches, self.precision)
-        values = metrics.classification(labels, probabilities)
-        return {name: values[name] for name in ("loss", "accuracy", "precision", "recall", "f1_score")}
+        rows = np.array_split(np.arange(len(self.val)), self.ranks.count)[self.ranks.rank]
+        batches = self.val.batches(self.training.batch_size, rows)
+        _, part = predict(self.network, self.normalize, batches, self.precision)
+        probabilities = self.ranks.collect(torch.from_numpy(part).to(self.precision.device), rows, len(self.val))
+        values = metrics.classification(self.val.labels.numpy(), probabilities)
+        return {name: values[name] for name in ("loss", "accuracy", *SCORES)}
 
     def state_dict(self) -> dict:
         """Everything that the next epoch depends on: tensors and plain values alone."""
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
-        return {**parts, "history": self.history, "best": self.best}
+        return {**parts, "history": self.history, "best": self.best, "num_processes": self.ranks.count}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned.
+
+        Raises UserError: it is of another number of processes, which round differently.
+        """
+        if state["num_processes"] != self.ranks.count:
+            raise UserError(
+                f"this training was begun with {state['num_processes']} processes and cannot go on with "
+                f"{self.ranks.count}: set training.num_processes={state['num_processes']}, or remove .resume to start "
+                "afresh"
+            )
         for name in PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.history, self.best = state["history"], state["best"]
@@ -218,9 +254,9 @@ class Trainer:
                 module.eval()
 
 
-def with_progress(batches: Batches, count: int, title: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches, of `count` pictures in all, with a progress bar on a terminal."""
-    with tqdm(total=count, desc=title, unit=" images", leave=False, disable=None) as bar:
+def with_progress(batches: Batches, count: int, title: str, shown: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, of `count` pictures in all, with a progress bar on a terminal if it is to be shown."""
+    with tqdm(total=count, desc=title, unit=" images", leave=False, disable=None if shown else True) as bar:
         for images, labels in batches:
             yield images, labels
             bar.update(len(labels))

@@ -17,34 +17,53 @@ def classification(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, f
     """
     predicted = probabilities.argmax(axis=1)
     loss = log_loss(labels, probabilities, labels=range(probabilities.shape[1]))
-    values = {"loss": loss, "accuracy": accuracy_score(labels, predicted)} | _averages(labels, predicted)
+    values = {"loss": loss, "accuracy": accuracy_score(labels, predicted)} | averages(labels, predicted)
     return {name: float(value) for name, value in values.items()}
 
 
 def evidence(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """How far `classification` can be relied on: 95 % intervals as NAME_low and NAME_high, top-k, calibration.
 
-    Wilson's interval for accuracy; for the others percentiles of a bootstrap over the pictures, which draws the
-    same samples every time.
+    Wilson's interval for shares of the pictures; for the others percentiles of a bootstrap over the pictures, which
+    draws the same samples every time, less the bootstrap's own bias: a sample lacks some of the pictures, and where a
+    class has few of them its scores fall short of the value.
     """
     predicted, rng = probabilities.argmax(axis=1), np.random.default_rng(0)
-    interval = binomtest(int((predicted == labels).sum()), len(labels)).proportion_ci(method="wilson")
-    values = {"accuracy_low": interval.low, "accuracy_high": interval.high}
+    low, high = wilson(int((predicted == labels).sum()), len(labels))
+    values = {"accuracy_low": low, "accuracy_high": high}
     # Each pair of classes once, weighted by how often a sample draws it: the time does not grow with N.
     pairs, counts = np.unique([labels, predicted], axis=1, return_counts=True)
     drawn = rng.multinomial(len(labels), counts / len(labels), size=RESAMPLES)
-    samples = pd.DataFrame([_averages(*pairs[:, weights > 0], weights[weights > 0]) for weights in drawn])
-    own = probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps)
-    samples["loss"] = [-np.log(own[rng.integers(len(own), size=len(own))]).mean() for _ in range(RESAMPLES)]
+    samples = pd.DataFrame([averages(*pairs[:, weights > 0], weights[weights > 0]) for weights in drawn])
+    losses = -np.log(probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps))
+    confidence = probabilities.max(axis=1)
+    bins, gaps = _bins(confidence), (predicted == labels) - confidence.astype(float)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(len(labels), size=len(labels))
+        drawn.append((losses[rows].mean(), _calibration_error(bins[rows], gaps[rows])))
+    samples[["loss", "calibration_error"]] = drawn
+    own = averages(labels, predicted) | {"loss": losses.mean(), "calibration_error": _calibration_error(bins, gaps)}
+    bias = samples.mean() - pd.Series(own)
     for suffix, quantile in (("low", 0.025), ("high", 0.975)):
-        values |= samples.quantile(quantile).add_suffix(f"_{suffix}").to_dict()
-    bins = calibration(labels, probabilities)
-    values["calibration_error"] = (bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / len(labels)
+        bound = (samples.quantile(quantile) - bias).clip(lower=0)
+        bound = bound.where(bound.index == "loss", bound.clip(upper=1))
+        values |= bound.add_suffix(f"_{suffix}").to_dict()
+    values["calibration_error"] = own["calibration_error"]
     classes = probabilities.shape[1]
     for k in (2, 5):
         if k < classes:
-            values[f"top_{k}_accuracy"] = top_k_accuracy_score(labels, probabilities, k=k, labels=range(classes))
+            name, whole = f"top_{k}_accuracy", range(classes)
+            hits = int(top_k_accuracy_score(labels, probabilities, k=k, labels=whole, normalize=False))
+            low, high = wilson(hits, len(labels))
+            values |= {name: hits / len(labels), f"{name}_low": low, f"{name}_high": high}
     return {name: float(value) for name, value in values.items()}
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `hits` of `count`."""
+    interval = binomtest(hits, count).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -53,9 +72,18 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     The mean gap, weighted by `count`, is the expected calibration error (Guo et al. 2017, arXiv 1706.04599).
     """
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    table = pd.DataFrame({"confidence": confidence.astype(float), "accuracy": correct.astype(float)}).groupby(bins)
+    table = pd.DataFrame({"confidence": confidence.astype(float), "accuracy": correct.astype(float)})
+    table = table.groupby(_bins(confidence))
     return table.mean().assign(count=table.size())
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    return np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+
+
+def _calibration_error(bins: np.ndarray, gaps: np.ndarray) -> float:
+    """From each picture's bin of confidence, and its gap: one if it is right, less its confidence."""
+    return np.abs(np.bincount(bins, weights=gaps)).sum() / len(gaps)
 
 
 def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[str]) -> pd.DataFrame:
@@ -64,7 +92,8 @@ def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[s
     return pd.DataFrame(dict(zip(("class", *AVERAGES, "support"), (class_names, *scores), strict=True)))
 
 
-def _averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+def averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+    """Precision, recall and F1 of predicted classes int64 [N], averaged by support and, as macro_NAME, by class."""
     values = {}
     for average, prefix in (("weighted", ""), ("macro", "macro_")):
         scores = _scores(labels, predicted, average=average, sample_weight=weights)

@@ -47,10 +47,10 @@ def build(model: Model, class_names: list[str], image_size: int, seed: int) -> P
     for parameter in network.parameters():
         if not parameter.isfinite().all():
             raise UserError(f"model.name = {model.name} has weights that are not finite: fetch it again")
-    if _takes_positions(network) and network.config.image_size not in (image_size, [image_size, image_size]):
+    own_size = _own_size(network)
+    if _takes_positions(network) and own_size not in (image_size, [image_size, image_size]):
         raise UserError(
-            f"model.name = {model.name} takes pictures of {network.config.image_size} px: "
-            f"set data.image_size to that, not {image_size}"
+            f"model.name = {model.name} takes pictures of {own_size} px: set data.image_size to that, not {image_size}"
         )
     if model.freeze_backbone:
         if network.base_model is network:
@@ -64,11 +64,14 @@ def _pretrained(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
     network, report = AutoModelForImageClassification.from_pretrained(
         model.name,
         revision=model.revision,
+        trust_remote_code=False,  # left open, transformers would ask on a terminal
         dtype=torch.float32,
         ignore_mismatched_sizes=True,  # the head: its classes are ours
         output_loading_info=True,
         **labels,
     )
+    if network.base_model is network:
+        raise ValueError("transformers does not tell its head from its backbone, and the head has to be drawn afresh")
     prefix = f"{network.base_model_prefix}."
     missing = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
     missing += sorted(name for name, *_ in report["mismatched_keys"] if name.startswith(prefix))
@@ -91,7 +94,9 @@ def _from_scratch(model: Model, labels: dict[str, dict], image_size: int) -> Pre
         config = AutoConfig.for_model(kind, image_size=image_size, **labels)
     else:
         _require_commit(model)
-        config = AutoConfig.from_pretrained(model.name, revision=model.revision, image_size=image_size, **labels)
+        config = AutoConfig.from_pretrained(
+            model.name, revision=model.revision, trust_remote_code=False, image_size=image_size, **labels
+        )
     network = AutoModelForImageClassification.from_config(config, dtype=torch.float32)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -102,7 +107,14 @@ def _from_scratch(model: Model, labels: dict[str, dict], image_size: int) -> Pre
 
 
 def _require_commit(model: Model) -> None:
-    if not Path(model.name).is_dir() and not is_commit(model.revision):
+    if Path(model.name).is_dir():
+        return
+    if model.name.startswith(("models/", "data/", ".", "/")):
+        raise UserError(
+            f"model.name = {model.name}: there is no such folder; a run in a folder of its own (--temp, --queue) sees "
+            f"it once `dvc add {model.name}` is committed"
+        )
+    if not is_commit(model.revision):
         raise UserError(
             f"model.name = {model.name} needs model.revision, the commit of the model (40 hex digits, "
             f"from the Hub's list of commits), not {model.revision}; or name a local folder"
@@ -114,10 +126,11 @@ def _cannot_load(model: Model, error: Exception) -> UserError:
     if Path(model.name).is_dir():
         return UserError(f"model.name = {model.name} cannot be loaded: {reason}; check that folder")
     revision = f" --revision {model.revision}" if model.revision else ""
+    local = f"models/pretrained/{model.name.rpartition('/')[2]}"
     return UserError(
         f"model.name = {model.name} (revision {model.revision}) cannot be loaded: {reason}; without the hub, run "
-        f"`hf download {model.name}{revision} --local-dir models/pretrained/NAME` where it can be reached and set "
-        f"model.name=models/pretrained/NAME here; model.pretrained=false trains {', '.join(KNOWN_ARCHITECTURES)} "
+        f"`hf download {model.name}{revision} --local-dir {local}` where it can be reached and set "
+        f"model.name={local} here; model.pretrained=false trains {', '.join(KNOWN_ARCHITECTURES)} "
         "from scratch"
     )
 
@@ -139,9 +152,14 @@ def _takes_positions(network: PreTrainedModel) -> bool:
     return "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
 
 
+def _own_size(network: PreTrainedModel) -> int | list[int] | None:
+    """The size of picture that the network was made for, if any; SigLIP and its like keep it one level deeper."""
+    return getattr(getattr(network.config, "vision_config", network.config), "image_size", None)
+
+
 def forward_options(network: PreTrainedModel, size: int) -> dict[str, bool]:
     """What the network's forward must be told when pictures of another size than its own come in."""
-    if _takes_positions(network) and network.config.image_size != size:
+    if _takes_positions(network) and _own_size(network) != size:
         return {"interpolate_pos_encoding": True}
     return {}
 
@@ -157,7 +175,8 @@ def normalization(name: str, model: Model) -> Normalize:
         return Normalize()
     _require_commit(model)
     try:
-        return normalization_of(AutoImageProcessor.from_pretrained(model.name, revision=model.revision).to_dict())
+        found = AutoImageProcessor.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
+        return normalization_of(found.to_dict())
     except Exception as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -173,18 +192,18 @@ def save(folder: Path, network: PreTrainedModel, normalize: Normalize, resize: R
     files.seal(folder)
 
 
-def load(folder: str | Path) -> tuple[PreTrainedModel, Normalize, Resize]:
+def load(folder: str | Path, stage: str = "train") -> tuple[PreTrainedModel, Normalize, Resize]:
     """Read what `save` wrote: the network in eval mode, its normalisation and its way to resize.
 
-    Raises UserError: the folder is missing, incomplete or damaged.
+    Raises UserError: the folder, made by `stage`, is missing, incomplete or damaged.
     """
     folder = Path(folder)
-    remedy = "run `dvc repro train` to make it again"
+    remedy = f"run `dvc repro {stage}` to make it again"
     files.check_seal(folder, remedy)
     processing = files.read_json(folder / "preprocessor_config.json", remedy)
     try:
         network = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:
         raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0]}): {remedy}") from None

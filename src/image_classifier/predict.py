@@ -1,13 +1,13 @@
 """Classify picture files with the exported model."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +45,15 @@ class Predictor:
         if not {"class_names", "resize"} <= facts.keys():
             raise UserError(f"{path} holds no class names: it was not made by `dvc repro export`")
         resize = preprocess.Resize(session.get_inputs()[0].shape[1], facts["resize"])
-        class_names = json.loads(facts["class_names"])
+        class_names, outputs = json.loads(facts["class_names"]), session.get_outputs()[0].shape[-1]
+        if len(class_names) != outputs:
+            raise UserError(f"{path} names {len(class_names)} classes for {outputs} outputs: run `dvc repro export`")
         return cls(lambda images: session.run(None, {"image": images.numpy()})[0], class_names, resize)
 
     @classmethod
     def from_torch(cls, folder: Path = MODELS / "hf") -> "Predictor":
         """Open a Hugging Face folder in torch. Raises UserError: it is missing or damaged."""
-        network, normalize, resize = models.load(folder)
+        network, normalize, resize = models.load(folder, "export")
         classifier = torch.inference_mode()(export.Classifier(network, normalize).eval())
         return cls(lambda images: classifier(images).numpy(), list(network.config.id2label.values()), resize)
 
@@ -66,14 +68,16 @@ class Predictor:
 def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, runtime: str) -> int:
     """Print what each picture shows, or write it to `output`; return 1 if any could not be read.
 
-    `runtime` is torch, or a format of the ONNX file: onnx, int8.
+    `runtime` is torch, or a format of the ONNX file: onnx, int8. Pictures pass in batches; what is
+    written or printed as JSON is held as text until the end.
     """
     if output is not None and output.suffix not in WRITERS:
         raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
     predictor = Predictor.from_torch() if runtime == "torch" else Predictor.from_onnx(MODELS / export.FILES[runtime])
-    started, count, failed, results = time.perf_counter(), 0, 0, []
-    for path, found in tqdm(_classified(predictor, paths), unit=" images", leave=False, disable=None):
-        count += 1
+    pictures = list(_pictures(paths))
+    started, failed, results = time.perf_counter(), 0, []
+    progress = tqdm(_classified(predictor, pictures), total=len(pictures), unit=" images", leave=False, disable=None)
+    for path, found in progress:
         if isinstance(found, str):
             failed += 1
             print(f"error: {path}: {found}", file=sys.stderr)
@@ -81,7 +85,8 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
         order = [k for k in np.argsort(-found, kind="stable")[:top_k] if found[k] >= threshold]
         best = [{"class": predictor.class_names[k], "confidence": float(found[k])} for k in order]
         if as_json or output:
-            results.append({"path": str(path), "predictions": best})
+            name = os.fsencode(path).decode(errors="backslashreplace")  # parquet and JSON hold UTF-8 alone
+            results.append({"path": name, "predictions": best})
         else:
             tqdm.write(f"{path}  " + "  ".join(f"{shown['class']} {shown['confidence']:.1%}" for shown in best))
     if output is not None:
@@ -91,15 +96,16 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
             WRITERS[output.suffix](table, unfinished)
     elif as_json:
         print(json.dumps(results, indent=2))
+    count = len(pictures) - failed
     print(f"{count} pictures, {count / (time.perf_counter() - started):.1f} images/s", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _classified(predictor: Predictor, paths: list[str]) -> Iterator[tuple[Path, np.ndarray | str]]:
+def _classified(predictor: Predictor, pictures: list[Path]) -> Iterator[tuple[Path, np.ndarray | str]]:
     """Every picture with its probabilities [classes], or with what is wrong with it; a batch in memory at a time."""
-    found = _pictures(paths)
-    with ThreadPoolExecutor() as threads:
-        while batch := list(islice(found, BATCH_SIZE)):
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        for start in range(0, len(pictures), BATCH_SIZE):
+            batch = pictures[start : start + BATCH_SIZE]
             loaded = list(threads.map(predictor.load, batch))
             read = [picture for picture in loaded if not isinstance(picture, str)]
             probabilities = iter(predictor.classify(torch.stack(read)) if read else ())

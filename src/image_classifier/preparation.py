@@ -1,7 +1,7 @@
 """From the rows of a source to shards: decode, screen, resize, on every core."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -32,40 +32,59 @@ def fingerprint(data: Data, seed: int) -> str:
     )
 
 
-def write(folder: Path, split: str, rows: datasets.Dataset, resize: Resize, screen: Screen) -> int:
-    """Write the pictures that `screen` admits, of rows with the columns of `sources.load`; return their number.
+def write(
+    folder: Path, split: str, rows: datasets.Dataset, resize: Resize, screen: Screen, size: int | None = None
+) -> Counter[str]:
+    """Write the pictures that `screen` admits, of rows with the columns of `sources.load`; count them by class.
 
-    Shards that `folder` holds already are kept. The bytes do not depend on that, nor on the number
-    of cores: threads decode and resize, in order.
-
-    Raises UserError: no picture of a class is left.
+    With `size`, as many of each class as its first `size` rows hold. Shards that `folder` holds
+    already are kept. The bytes do not depend on that, nor on the number of cores: threads decode and
+    resize, in order.
     """
     torch.set_num_threads(1)  # each thread resizes by itself
     cores = len(os.sched_getaffinity(0))
     writer = ShardWriter(folder, resize, screen.findings[split])
     for digest in writer.written():
         screen.seen.setdefault(digest, split)
+    wanted = Counter(rows["label"][:size])
     with (
         ThreadPoolExecutor(cores) as threads,
-        tqdm(total=len(rows), initial=writer.rows, desc=split, unit=" images", leave=False, disable=None) as bar,
+        tqdm(total=wanted.total(), initial=writer.rows, desc=split, unit=" images", leave=False, disable=None) as bar,
     ):
         rest = rows.skip(writer.rows) if writer.rows < len(rows) else rows.take(0)  # to skip all is refused
         for part in rest.iter(2 * cores * TASK_SIZE):  # so memory does not grow with the source
+            if writer.counts == wanted:
+                break
             starts = range(0, len(part["row"]), TASK_SIZE)
             tasks = ([part[name][start : start + TASK_SIZE] for start in starts] for name in ("image", "row"))
             made = chain.from_iterable(threads.map(partial(make, resize), *tasks))
             for (where, picture, found), label in zip(made, part["label"], strict=True):
                 writer.rows += 1
+                if writer.counts[label] == wanted[label]:
+                    continue  # a picture in reserve, not needed
                 if picture is None:
                     writer.findings["unreadable"].append(f"{where}: {found}")
                 elif screen.admit(split, where, found):
                     writer.add(picture, label, found)
                 bar.update()
     names = sources.class_names(rows)
-    if missing := [name for label, name in enumerate(names) if not writer.counts[label]]:
-        screen.conclude()  # which may say why
-        raise UserError(f"no picture of the class {', '.join(missing[:5])} is left in {split}")
-    return writer.close(names)
+    writer.close(names)
+    return Counter({name: writer.counts[label] for label, name in enumerate(names)})
+
+
+def check(counts: dict[str, Counter[str]], size: int | None) -> None:
+    """Refuse splits without a class, and a training split that fell short of `size`, data.subset_size.
+
+    Raises UserError: what was left out is missed.
+    """
+    for split, found in counts.items():
+        if missing := [name for name, count in found.items() if not count]:
+            raise UserError(f"no picture of the class {', '.join(missing[:5])} is left in {split}")
+    if size is not None and counts["train"].total() < size:
+        raise UserError(
+            f"data.subset_size = {size}, but {counts['train'].total()} pictures are left that keep the classes in "
+            "balance: choose a smaller one"
+        )
 
 
 def make(resize: Resize, images: Sequence[dict | None], rows: Sequence[str]) -> list[list]:

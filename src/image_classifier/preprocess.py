@@ -8,6 +8,7 @@ same pixels.
 import hashlib
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,9 @@ from image_classifier.config import Augmentation
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+MAX_ASPECT = 100  # longer side by shorter side: cropping a narrower one would first make it huge
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice that size Pillow refuses
+
 
 class UnreadableImage(Exception):
     """These bytes are not a picture that can be decoded; the message says why."""
@@ -32,11 +36,16 @@ class UnreadableImage(Exception):
 def decode(data: bytes) -> Image.Image:
     """Decode a picture file's bytes to RGB, turned upright as its EXIF tag says.
 
-    Raises UnreadableImage: not a picture, truncated, or too large to be one (a decompression bomb).
+    Raises UnreadableImage: not a picture, truncated, too large to be one (a decompression bomb), too
+    narrow, or of 32-bit grey, whose black and white are nowhere said.
     """
     try:
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        if image.mode.startswith("I"):
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels: too narrow to be a picture of something")
+        if image.mode in ("I", "F"):
+            raise ValueError("its pixels have 32 bits, of unknown range: save it with 8 or 16")
+        if image.mode.startswith("I;16"):
             # 16-bit grey: convert("RGB") would clip to 255 instead of scaling.
             image = image.convert("I").point(lambda value: value / 257).convert("L")
         return image.convert("RGB")

@@ -56,7 +56,8 @@ def to_int8(source: Path, target: Path, operators: list[str], pictures: ShardRea
         nodes = [n.name for n in products[1:-1] if n.op_type in operators and not _is_depthwise(n)]
         if not nodes:
             raise UserError(
-                f"export.int8_operators: {operators} are nowhere in {source.name} but its first or last layer"
+                f"export.int8_operators = {operators}: they are nowhere in {source.name} but in its first or last "
+                "layer; add Conv, or set export.int8=false"
             )
         with redirect_stdout(io.StringIO()):  # it prints its progress
             quantization.quantize_static(

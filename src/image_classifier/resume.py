@@ -6,6 +6,7 @@ of the real repository. Any other input has another fingerprint and starts afres
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,23 @@ from filelock import FileLock
 
 from image_classifier import files, runtime
 from image_classifier.config import Config
+from image_classifier.distributed import Ranks
+from image_classifier.errors import UserError
 from image_classifier.precision import Precision
+
+# What does not decide the model, or, like the number of processes, is checked when a training goes on.
+NO_PART = {"evaluation": True, "export": True, "mlflow": True, "training": {"num_processes"}}
 
 
 def fingerprint(config: Config, precision: Precision, *data: Path) -> str:
     """A hash of all that decides the trained model: params, code, versions, and `data`, the shards' index files."""
     facts = {
-        "params": config.model_dump(mode="json", exclude={"evaluation", "export", "mlflow"}),
+        "params": config.model_dump(mode="json", exclude=NO_PART),
         "data": [files.sha256(path) for path in data],
         "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
         "precision": f"{precision.name} on {precision.device}",
-        "threads": torch.get_num_threads(),
+        "threads": config.num_threads or len(os.sched_getaffinity(0)),
+        "processor": runtime.processor(),
     }
     return runtime.fingerprint(facts, ["torch", "torchvision", "transformers", "numpy"])
 
@@ -47,15 +54,27 @@ class State:
         for older in set(self._kept()) - {path}:
             older.unlink()
 
-    def load(self) -> dict[str, Any] | None:
-        """What `save` kept last; None if there is nothing, or if it is damaged, which is said."""
-        if not (kept := self._kept()):
+    def load(self, ranks: Ranks) -> dict[str, Any] | None:
+        """What `save` kept last, read by the first process for all; None if there is nothing that is whole."""
+        content = ranks.send(self._read() if ranks.first else b"")
+        if not content:
             return None
-        if files.sha256(kept[-1]) != kept[-1].stem.rpartition("-")[2]:
+        try:
+            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        except Exception as error:  # of torch: pickles that are refused, and all that is no archive of tensors
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{self.folder} holds no state of a training ({reason}): remove it") from None
+
+    def _read(self) -> bytes:
+        """The last state; nothing if there is none, or if it is damaged, which is said."""
+        if not (kept := self._kept()):
+            return b""
+        content = kept[-1].read_bytes()
+        if hashlib.sha256(content).hexdigest() != kept[-1].stem.rpartition("-")[2]:
             print(f"warning: {kept[-1]} is damaged, its checksum is not that of its name: starting afresh")
             kept[-1].unlink()
-            return None
-        return torch.load(kept[-1], weights_only=True, map_location="cpu")
+            return b""
+        return content
 
     def _kept(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*.pt"))

@@ -25,9 +25,12 @@ def repository() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
-def configure(num_threads: int | None) -> None:
-    """Fix the number of CPU threads (null = one per usable core), ask for deterministic kernels, keep freed memory."""
-    torch.set_num_threads(num_threads or len(os.sched_getaffinity(0)))
+def configure(num_threads: int | None, processes: int = 1) -> None:
+    """Fix the number of CPU threads (null = one per usable core), ask for deterministic kernels, keep freed memory.
+
+    `processes` of this machine share its cores.
+    """
+    torch.set_num_threads(num_threads or max(1, len(os.sched_getaffinity(0)) // processes))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Deterministic kernels by default also fill all new memory with NaN: a tenth of a training step.
@@ -49,24 +52,34 @@ def derive_seed(*numbers: int) -> int:
 
 def fingerprint(facts: dict[str, Any], packages: list[str]) -> str:
     """A hash of what decides the result of unfinished work: `facts`, this library's code, Python and packages."""
-    code = {path.name: files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))}
+    folders = Path(__file__).parent, Path("stages")
+    paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    code = {f"{path.parent.name}/{path.name}": files.sha256(path) for path in paths}
     everything = [facts, code, sys.version, *map(version, packages)]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def environment() -> dict[str, str]:
     """Facts about this run that no out may hold: interpreter, packages, processor, threads, commit."""
-    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     packages = ["torch", "torchvision", "transformers", "datasets", "numpy", "onnxruntime"]
+    packages += ["pillow", "scikit-learn", "scipy", "pandas", "matplotlib"]
+    # Without what a running pipeline changes: DVC removes metrics before it makes them again.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
     return {
         "python": f"{platform.python_version()} {sys.executable}",
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "threads": str(torch.get_num_threads()),
+        "deterministic": "where torch can" if torch.are_deterministic_algorithms_enabled() else "no",
         "git.commit": _git("rev-parse", "HEAD"),
-        "git.dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        "git.dirty": str(bool(changed)).lower(),
         **{f"version.{name}": version(name) for name in packages},
     }
+
+
+def processor() -> str:
+    """The family of the CPU: another one may round differently."""
+    return torch.cpu.get_capabilities().get("cpu_name", platform.machine())
 
 
 def _git(*arguments: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -48,7 +48,7 @@ class ShardWriter:
         self.shards: list[dict[str, Any]] = []
         self.notes = folder / ".notes.json"
         if self.notes.is_file():
-            notes = files.read_json(self.notes, f"remove {folder}")
+            notes = _unsealed(self.notes, f"remove {folder}")
             self.rows, self.shards = notes["rows"], notes["shards"]
             self.findings.update(notes["findings"])
             for shard in self.shards:
@@ -82,7 +82,7 @@ class ShardWriter:
             "preprocessing": {"mode": "RGB", "resize": self.resize.mode, "size": self.resize.size},
             "shards": self.shards,
         }
-        files.write_json(self.folder / "index.json", index | {"checksum": _checksum(index)})
+        _write_sealed(self.folder / "index.json", index)
         return count
 
     def _flush(self) -> None:
@@ -95,7 +95,7 @@ class ShardWriter:
         digest = hashlib.sha256(content).hexdigest()
         self.shards.append({"count": self.filled, "file": path.name, "sha256": digest})
         self.filled = 0
-        files.write_json(self.notes, {"findings": self.findings, "rows": self.rows, "shards": self.shards})
+        _write_sealed(self.notes, {"findings": self.findings, "rows": self.rows, "shards": self.shards})
 
 
 class ShardReader:
@@ -106,20 +106,21 @@ class ShardReader:
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
-        index = files.read_json(folder / "index.json", REMEDY)
-        if not isinstance(index, dict) or index.pop("checksum", None) != _checksum(index):
-            raise UserError(f"{folder / 'index.json'} is damaged, it differs from its checksum: {REMEDY}")
-        self.class_names: list[str] = index["class_names"]
-        self.resize = Resize(index["preprocessing"]["size"], index["preprocessing"]["resize"])
+        index = _unsealed(folder / "index.json", REMEDY)
         self.images: list[Tensor] = []
         self.resident: tuple[Tensor, Tensor] | None = None  # images and labels on a device
         labels, hashes = [], []
-        for shard in index["shards"]:
-            tensors = _open(folder, shard, REMEDY)
-            self.images.append(tensors["images"])
-            labels.append(tensors["labels"])
-            hashes.append(tensors["hashes"])
-        self.labels = torch.cat(labels)
+        try:
+            self.class_names: list[str] = index["class_names"]
+            self.resize = Resize(index["preprocessing"]["size"], index["preprocessing"]["resize"])
+            for shard in index["shards"]:
+                tensors = _open(folder, shard, REMEDY)
+                self.images.append(tensors["images"])
+                labels.append(tensors["labels"])
+                hashes.append(tensors["hashes"])
+            self.labels = torch.cat(labels)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'index.json'} is no index of shards ({error!r}): {REMEDY}") from None
         self.hashes = [bytes(row).hex() for row in torch.cat(hashes).numpy()]
         self.starts = np.cumsum([0] + [len(images) for images in self.images])
 
@@ -135,29 +136,42 @@ class ShardReader:
         # Ten times as fast as indexing a shard with a tensor of rows.
         return torch.stack([self.images[shard][row] for shard, row in zip(shards.tolist(), rows.tolist(), strict=True)])
 
-    def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, batch_size: int, order: np.ndarray | None = None, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images uint8 [N, size, size, 3], labels int64 [N]) in `order` (None = as stored).
 
-        Batches have at most `batch_size` pictures and differ by one at most: a last batch of a
-        single picture would leave batch norm nothing to average over.
+        Of `ranks` processes that share each batch, this is number `rank`; it gets its part alone.
         """
         order = np.arange(len(self)) if order is None else order
+        parts = dealt(order, batch_size, rank, ranks)
         if self.resident:
             images, labels = self.resident
-            rows = torch.from_numpy(order).to(images.device)  # once: each copy waits for the device
-            for part in rows.tensor_split(num_batches(len(order), batch_size)):
+            rows = torch.from_numpy(np.concatenate(parts)).to(images.device)  # once: each copy waits for the device
+            for part in rows.split([len(part) for part in parts]):
                 yield images[part], labels[part]
             return
-        for indices in np.array_split(order, num_batches(len(order), batch_size)):
-            yield self.gather(indices), self.labels[indices]
+        for part in parts:
+            yield self.gather(part), self.labels[part]
 
     def to(self, device: torch.device) -> None:
         """Hold all pictures in a device's memory, where a batch costs one indexing and no copy."""
         self.resident = torch.cat([images.to(device) for images in self.images]), self.labels.to(device)
 
 
-def _checksum(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+def _write_sealed(path: Path, value: dict[str, Any]) -> None:
+    files.write_json(path, value | {"checksum": _checksum(value)})
+
+
+def _unsealed(path: Path, remedy: str) -> dict[str, Any]:
+    value = files.read_json(path, remedy)
+    if not isinstance(value, dict) or value.pop("checksum", None) != _checksum(value):
+        raise UserError(f"{path} is damaged, it differs from its checksum: {remedy}")
+    return value
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _open(folder: Path, shard: dict[str, Any], remedy: str) -> dict[str, Tensor]:
@@ -167,8 +181,11 @@ def _open(folder: Path, shard: dict[str, Any], remedy: str) -> dict[str, Tensor]
         raise UserError(f"{path} is missing: {remedy}")
     if files.sha256(path) != shard["sha256"]:
         raise UserError(f"{path} is damaged, its checksum differs from the index: {remedy}")
-    with safe_open(path, framework="pt") as tensors:
-        return {name: tensors.get_tensor(name) for name in ("images", "labels", "hashes")}
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in ("images", "labels", "hashes")}
+    except SafetensorError as error:
+        raise UserError(f"{path} is no shard ({error}): {remedy}") from None
 
 
 def prefetched(batches: Iterator[tuple[Tensor, Tensor]], pin: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -188,6 +205,15 @@ def prefetched(batches: Iterator[tuple[Tensor, Tensor]], pin: bool) -> Iterator[
 def num_batches(count: int, batch_size: int) -> int:
     """How many batches `count` pictures make."""
     return -(-count // batch_size)
+
+
+def dealt(order: np.ndarray, batch_size: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
+    """`order` in batches of at most `batch_size`, which differ by one at most; of each the part of process `rank`.
+
+    A last batch of a single picture would leave batch norm nothing to average over.
+    """
+    batches = np.array_split(order, num_batches(len(order), batch_size))
+    return [np.array_split(batch, ranks)[rank] for batch in batches]
 
 
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from huggingface_hub import constants as hub
 from PIL import Image
 
 from image_classifier.config import Data, is_commit
@@ -80,7 +81,9 @@ def _local(folder: Path, scratch: Path) -> datasets.DatasetDict:
         raise UserError(f"data.source = {folder} is empty: it must hold parquet files, or one sub-folder per class")
     # Split folders are told from classes that happen to be called "test" by holding folders themselves.
     splits = {
-        name: folder / name for name in present if name in SPLITS and any(map(Path.is_dir, _visible(folder / name)))
+        name: folder / name
+        for name in present
+        if name in SPLITS and (folder / name).is_dir() and any(map(Path.is_dir, _visible(folder / name)))
     }
     if splits and len(splits) < len(present):
         odd = next(name for name in present if name not in splits)
@@ -211,7 +214,7 @@ def read(image: dict | None) -> bytes:
         return image["bytes"]
     # A table may name any file of this machine: what is read lies with the pictures, or in the hub's cache.
     path = Path(os.path.abspath(image["path"]))
-    roots = (LOCAL, datasets.config.HF_CACHE_HOME, datasets.config.DOWNLOADED_DATASETS_PATH)
+    roots = (LOCAL, datasets.config.HF_CACHE_HOME, datasets.config.DOWNLOADED_DATASETS_PATH, hub.HF_HUB_CACHE)
     if not any(path.is_relative_to(Path(root).absolute()) for root in roots):
         raise OSError(f"{path} lies outside {LOCAL}")
     return path.read_bytes()

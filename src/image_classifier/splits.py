@@ -14,6 +14,9 @@ from image_classifier.errors import UserError
 def split(source: datasets.DatasetDict, data: Data, seed: int) -> dict[str, datasets.Dataset]:
     """Return the datasets `test`, `val` and `train`, in this order.
 
+    With `data.subset_size` the first pictures of train are the subset; those after it take the places
+    of pictures that are left out, so that the subset stays whole and balanced.
+
     Raises UserError: a split is missing and none may be carved, or a class is too small to share.
     """
     train, test = source["train"], source.get("test")
@@ -30,7 +33,9 @@ def split(source: datasets.DatasetDict, data: Data, seed: int) -> dict[str, data
     else:
         train, val = _carve(train, data.val_fraction, seed, "data.val_fraction")
     if data.subset_size is not None:
-        train = train.select(_balanced(np.asarray(train["label"]), data.subset_size, seed))
+        labels = np.asarray(train["label"])
+        chosen = _balanced(labels, data.subset_size, seed)
+        train = train.select(np.concatenate([chosen, np.setdiff1d(np.arange(len(labels)), chosen)]))
     return {"test": test, "val": val, "train": train}
 
 

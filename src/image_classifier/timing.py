@@ -14,6 +14,7 @@ ADVICE = {
     COPYING: (0.2, "copying and augmenting: set training.fast_mode=true, or switch augmentations off one by one"),
     EVALUATION: (0.3, "evaluation: a smaller data.val_fraction leaves more of the time to training"),
     TRACKING: (0.1, "tracking: is the MLflow server far away? mlflow.tracking_uri=null keeps the run here"),
+    SAVING: (0.1, "saving: put .resume and models on a faster disk"),
 }
 
 
@@ -55,7 +56,7 @@ class Stopwatch:
         total = sum(self.seconds.values()) or 1.0
         lines = [f"  {phase:<22}{spent:8.1f} s {spent / total:6.1%}" for phase, spent in self.seconds.items()]
         lines.append(f"  {'in all':<22}{total:8.1f} s, {self.rate():.1f} images/s while training")
-        lines += [
-            f"  advice: {text}" for phase, (share, text) in ADVICE.items() if self.seconds[phase] >= share * total
-        ]
+        costly = [phase for phase, (share, _) in ADVICE.items() if self.seconds[phase] >= share * total]
+        if costly:
+            lines.append(f"  advice: {ADVICE[max(costly, key=self.seconds.__getitem__)][1]}")
         return "\n".join(lines)

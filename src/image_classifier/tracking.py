@@ -12,13 +12,13 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 # Before mlflow is imported; a value that the user set wins. Its own defaults wait for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")  # seconds
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
@@ -43,6 +43,7 @@ DATA_TAG = "data.sha256"  # of the index of the training shards
 ALIAS = "current"  # of the registered model that was exported last
 EXPERIMENT_TAG = "dvc.experiment"
 LOCK_TAG = "training.lock"  # host and path of the lock that the training holds while it lives
+UNFINISHED = "unfinished-runs"  # in .resume: the runs that lost their server, under the SHA-256 of the weights
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # says every table of a fresh sqlite store
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -51,18 +52,19 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 class Tracker(AbstractContextManager):
     """Logs one training to DVCLive's folder, which is emptied, and mirrors it in one MLflow run.
 
-    A training that goes on after it was killed goes on in its run, found by the path of `lock`,
+    A training that goes on after it was killed goes on in its run, found by the path of its lock,
     which the caller holds. Every key of `config` and `num_classes` become parameters there, `tags`
-    (`data.sha256`, and facts that may differ between equal runs) tags.
+    (`data.sha256`, `training.lock`, and facts that may differ between equal runs) tags.
     """
 
-    def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str], lock: str):
+    def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str]):
         # dvcyaml=None: dvc.yaml is written by hand; DVCLive would rewrite it while the pipeline runs.
         self.live = Live(folder, dvcyaml=None, save_dvc_exp=False, report=None)
         self.client: MlflowClient | None = None
         self.run_id = ""
         with _tolerated("starting a run"):
             client, experiment = _connect(config.mlflow)
+            lock = tags[LOCK_TAG]
             run = _of_a_killed_training(client, experiment, lock) or _new_run(client, experiment)
             client.update_run(run.info.run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
             tags = tags | {LOCK_TAG: f"{platform.node()}:{lock}", EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", "")}
@@ -93,8 +95,12 @@ class Tracker(AbstractContextManager):
         self.live.summary = dict(best)
         self.live.make_summary()
         times = {f"seconds.{phase}": spent for phase, spent in clock.seconds.items()}
+        times |= {f"share.{phase}": spent / sum(clock.seconds.values()) for phase, spent in clock.seconds.items()}
         points = _points(best, prefix="best_") + _points(times | {"images_per_second": clock.rate()})
         self._to_mlflow(points, [RunTag(MODEL_TAG, model_sha256)], "FINISHED")
+        if self.client is None and self.run_id:  # `sync` is to find it again
+            with files.atomic(repository() / ".resume" / UNFINISHED / model_sha256) as note:
+                note.write_text(self.run_id)
 
     def _to_mlflow(self, points: Sequence[Metric] = (), tags: Sequence[RunTag] = (), status: str | None = None) -> None:
         if self.client is None:
@@ -109,21 +115,22 @@ class Tracker(AbstractContextManager):
 
 
 def add_to_model_run(
-    settings: Mlflow, sha256: str, values: dict[str, float], artifacts: Path, onnx: Path | None = None
+    settings: Mlflow, sha256: str, values: dict[str, float], artifacts: Sequence[Path], onnx: Path | None = None
 ) -> None:
     """Add to the newest run of the model with these weights; open one if there is none.
 
-    `values` are metrics under their names in MLflow, `artifacts` a file or a folder, `onnx` the file of the run's
+    `values` are metrics under their names in MLflow, `artifacts` files and folders, `onnx` the file of the run's
     model, which becomes the newest version of the registered model, with the alias `current`.
     """
     with _tolerated("logging"):
         client, experiment = _connect(settings)
         run = _of_the_model(client, experiment, sha256)
         client.log_batch(run.info.run_id, _points(values))  # first: a busy server may give up on large files
-        if artifacts.is_dir():
-            client.log_artifacts(run.info.run_id, str(artifacts), artifacts.name)
-        else:
-            client.log_artifact(run.info.run_id, str(artifacts))
+        for path in artifacts:
+            if path.is_dir():
+                client.log_artifacts(run.info.run_id, str(path), path.name)
+            else:
+                client.log_artifact(run.info.run_id, str(path))
         if onnx is not None:
             with mlflow.start_run(run_id=run.info.run_id):
                 source = _log_onnx(onnx)
@@ -143,6 +150,9 @@ def sync(config: Config, sha256: str, train: Path, evaluate: Path) -> str:
     test = files.read_json(evaluate / "metrics.json", "run `dvc repro evaluate`")
     try:
         client, experiment = _connect(config.mlflow)
+        note = repository() / ".resume" / UNFINISHED / sha256
+        with suppress(MlflowException, OSError):  # there is none, or it is of another server
+            client.set_tag(note.read_text(), MODEL_TAG, sha256)
         run = _of_the_model(client, experiment, sha256)
         if "best_val_accuracy" not in run.data.metrics:
             _mirror(client, run.info.run_id, train)
@@ -153,6 +163,7 @@ def sync(config: Config, sha256: str, train: Path, evaluate: Path) -> str:
             client.log_artifacts(run.info.run_id, str(evaluate), evaluate.name)
             client.log_batch(run.info.run_id, _points(values))
         client.set_terminated(run.info.run_id, "FINISHED")
+        files.remove(note)
     except Exception as error:
         raise UserError(f"MLflow: {_reason(error)}; nothing is lost: run sync again when the server answers") from None
     return run.info.run_id
@@ -182,9 +193,9 @@ def _of_a_killed_training(client: MlflowClient, experiment: str, lock: str) -> R
     unfinished = [run for run in unfinished if MODEL_TAG not in run.data.tags]  # evaluate or export is at it
     for run in unfinished:
         path = Path(run.data.tags[LOCK_TAG].removeprefix(here))
-        if path != Path(lock) and run.info.status == "RUNNING" and path.is_file():
-            with suppress(OSError), FileLock(path, blocking=False):  # free: its process is gone
-                client.set_terminated(run.info.run_id, "KILLED")
+        if path != Path(lock) and run.info.status == "RUNNING":
+            with suppress(OSError), FileLock(path, blocking=False) if path.is_file() else nullcontext():
+                client.set_terminated(run.info.run_id, "KILLED")  # no one holds it: its process is gone
     return next((run for run in unfinished if run.data.tags[LOCK_TAG] == f"{here}{lock}"), None)
 
 

@@ -1,0 +1,87 @@
+"""What sharing a batch costs: two processes on half of the cores each against one on all of them.
+
+    python -m benchmarks.parallel
+
+The same steps of the same training, 160 px, batch 64, in two processes joined by gloo and in one. On one machine's
+cores there is nothing to gain: the ratio is the efficiency of the joining, averaging of gradients included.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import pairs
+from benchmarks.pictures import CLASSES, pictures
+
+BATCH_SIZE, SIZE, STEPS = 64, 160, 6  # steps that are counted, after a first one
+PROCESSES = 2
+
+
+def measure(ranks) -> float:
+    """Images per second of all processes together."""
+    import torch
+
+    from image_classifier import config, engine, models, precision, preprocess, runtime
+    from image_classifier.shards import ShardReader, ShardWriter, dealt, shuffled
+
+    runtime.configure(None, ranks.count)
+    params = config.load(pairs.ROOT / "params.yaml")
+    changes = {"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1}
+    training = params.training.model_copy(update=changes)
+    with tempfile.TemporaryDirectory() as folder:
+        resize = preprocess.Resize(SIZE, "stretch")
+        writer = ShardWriter(Path(folder) / "train", resize)
+        for number, data in enumerate(pictures(BATCH_SIZE * (STEPS + 1))):
+            writer.add(resize(preprocess.decode(data)), number % 10, bytes(32))
+        writer.close(CLASSES)
+        train = ShardReader(Path(folder) / "train")
+        network, normalize = models.build(params.model, CLASSES, SIZE, seed=0), preprocess.Normalize()
+        chosen = precision.resolve("cpu", "auto")
+        trainer = engine.Trainer(network, normalize, chosen, training, 0, train, train, ranks)
+        order = shuffled(len(train), 0, 0)
+        assert len(dealt(order, BATCH_SIZE)) == STEPS + 1
+        network.train()
+        ends = []
+        for step, (images, labels) in enumerate(train.batches(BATCH_SIZE, order, ranks.rank, ranks.count)):
+            loss, _ = trainer._step(images, labels, step, SIZE)
+            ranks.total(torch.zeros(1))  # until all have ended the step
+            ends.append(time.perf_counter())
+        assert torch.isfinite(loss)
+    return BATCH_SIZE * STEPS / (ends[-1] - ends[0])
+
+
+def alone() -> float:
+    """In this process, on all cores."""
+    from image_classifier.distributed import Ranks
+
+    return measure(Ranks())
+
+
+def together() -> float:
+    """In processes of their own under torchrun, which end before this one says what they took."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    words += ["-m", "benchmarks.parallel", "--worker"]
+    output = subprocess.run([sys.executable, *words], cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(output.stdout.splitlines()[-1])
+
+
+def worker() -> None:
+    """One of the processes; the first one prints the rate."""
+    import torch
+
+    from image_classifier.distributed import joined
+
+    with joined(torch.device("cpu")) as ranks:
+        rate = measure(ranks)
+        print(json.dumps(rate))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--worker"]:
+        worker()
+    else:
+        ways = {"two processes": together, "one process": alone}
+        pairs.main("One batch in two processes, 160 px, batch 64", "images/s", ways, ["torch", "transformers"])

@@ -1,0 +1,158 @@
+"""Many pictures: does the rate, or the memory, of prepare and of train's reader change as they come in?
+
+    python -m benchmarks.scale
+
+200,000 generated pictures of 32 x 32, as PNG in one parquet file, go through what the prepare stage does and then, in
+another process, through one shuffled epoch of what the train stage reads. Every tenth is measured by itself.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks import pairs
+
+COUNT, SIZE, BATCH_SIZE, PARTS = 200_000, 32, 128, 10
+
+
+def main() -> None:
+    """Measure both in processes of their own, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        way, folder = arguments.one
+        os.chdir(folder)
+        print(json.dumps({"prepare": prepare, "read": read}[way]()))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder) / "data/raw/generated")
+        measured = {}
+        for way in ("prepare", "read"):
+            print(f"scale: {way}", file=sys.stderr)
+            words = [sys.executable, "-m", "benchmarks.scale", "--one", way, folder]
+            output = subprocess.run(words, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+            measured[way] = json.loads(output.splitlines()[-1])
+        size = sum(path.stat().st_size for path in Path(folder, "shards").iterdir())
+    lines = [f"### {COUNT:,} pictures of {SIZE} px", ""]
+    lines += [f"`python -m benchmarks.scale`, {pairs.environment(['torch', 'datasets'])}", ""]
+    lines += ["| of the pictures | prepare, images/s | its memory, MiB | reading, images/s | its memory, MiB |"]
+    lines += ["|---|---|---|---|---|"]
+    for part, (write, readout) in enumerate(zip(measured["prepare"], measured["read"], strict=True), 1):
+        cells = f"{write['rate']:,.0f} | {write['mib']:.0f} | {readout['rate']:,.0f} | {readout['mib']:.0f}"
+        lines.append(f"| {part / PARTS:.0%} | {cells} |")
+    lines += ["", f"{size / COUNT:,.0f} bytes a picture. Memory is the process's own, without the page cache."]
+    lines += [f"Decoding photos of 500 x 375 px (JPEG) and resizing them to 160 px: {photos():,.0f} images/s."]
+    print("\n".join(lines))
+    if arguments.record:
+        pairs.record("scale", "\n".join(lines))
+
+
+def generate(folder: Path) -> None:
+    """Write a parquet file of noise with a colour to each class, in row groups, with no two pictures the same."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    def rows() -> Iterator[dict]:
+        random = np.random.default_rng(0)
+        for number in range(COUNT):
+            pixels = random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) // 4 + 19 * (number % 10)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG", compress_level=1)
+            yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": number % 10}
+
+    names = [str(digit) for digit in range(10)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        table = datasets.Dataset.from_generator(rows, features=features, cache_dir=scratch)
+        table.to_parquet(folder / "train.parquet")
+
+
+class Parts:
+    """Rate and memory of every tenth of the pictures, as they are counted."""
+
+    def __init__(self, count: int):
+        self.count, self.seen, self.start = count, 0, time.perf_counter()
+        self.measured: list[dict[str, float]] = []
+
+    def add(self, pictures: int) -> None:
+        """Count pictures."""
+        self.seen += pictures
+        while self.seen >= self.count * (len(self.measured) + 1) / PARTS and len(self.measured) < PARTS:
+            now, status = time.perf_counter(), Path("/proc/self/status").read_text()
+            rate, self.start = self.count / PARTS / (now - self.start), now
+            self.measured.append({"rate": rate, "mib": int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024})
+
+
+def prepare() -> list[dict[str, float]]:
+    """Stream the source into shards as the stage does."""
+    from image_classifier import config, preparation, preprocess, runtime, sources, splits
+    from image_classifier.shards import ShardWriter
+
+    runtime.configure(None)
+    changes = {"source": "data/raw/generated", "image_size": SIZE}
+    data = config.load(pairs.ROOT / "params.yaml").data.model_copy(update=changes)
+    source = sources.load(data, Path("scratch"))
+    parts = Parts(COUNT)
+    ShardWriter.add = _counted(ShardWriter.add, parts)
+    preparation.write(Path("shards"), "train", source["train"], preprocess.Resize(SIZE, "stretch"), splits.Screen(data))
+    return parts.measured
+
+
+def photos() -> float:
+    """Images per second of decode and resize on all cores, of photos of ImageNet's usual size."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from image_classifier import preparation, preprocess
+
+    torch.set_num_threads(1)
+    random = np.random.default_rng(0)
+    smooth = Image.fromarray(random.integers(0, 256, (25, 33, 3), dtype=np.uint8)).resize((500, 375))
+    noisy = np.clip(np.asarray(smooth) + random.integers(-12, 13, (375, 500, 3)), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, format="JPEG", quality=90)
+    images, resize = [{"bytes": buffer.getvalue(), "path": None}] * 64, preprocess.Resize(160, "stretch")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        start = time.perf_counter()
+        made = list(pool.map(lambda _: len(preparation.make(resize, images, [""] * len(images))), range(32)))
+    return sum(made) / (time.perf_counter() - start)
+
+
+def _counted(add: Callable, parts: Parts) -> Callable:
+    def counted(self, *arguments) -> None:
+        add(self, *arguments)
+        parts.add(1)
+
+    return counted
+
+
+def read() -> list[dict[str, float]]:
+    """One epoch of shuffled, normalised batches as the train stage reads them."""
+    from image_classifier import preprocess, runtime
+    from image_classifier.shards import ShardReader, shuffled
+
+    runtime.configure(None)
+    reader, normalize = ShardReader("shards"), preprocess.Normalize()
+    parts = Parts(len(reader))
+    for images, _ in reader.batches(BATCH_SIZE, shuffled(len(reader), 0, 0)):
+        normalize(images)
+        parts.add(len(images))
+    return parts.measured
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What single settings give: the same short training on CIFAR-10 pictures, one setting changed at a time.
+
+    python -m benchmarks.settings PARQUET_FOLDER    # with train.parquet and test.parquet
+
+Each run is the train stage's loop from scratch on 10,000 pictures, 4 epochs at 32, 32, 32 and 64 px, and 5,000 held-out
+pictures are classified at 64 px. One seed: differences below two points may be chance.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from benchmarks import pairs
+
+TRAIN, VAL, TEST, SIZE = 10_000, 1_000, 5_000, 64
+BASE = {
+    "num_epochs": 4,
+    "batch_size": 64,
+    "resolution_schedule": [32, 32, 32, 64],
+    "fast_mode": False,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "weight_decay": 5e-4,
+    "scheduler": "one_cycle",
+    "warmup_fraction": 0.2,
+    "batch_norm_images": 2048,
+}
+CHANGES = {
+    "none: flips, sgd, one_cycle": {},
+    "fast_mode: true": {"fast_mode": True},
+    "augmentation.crop_padding: 0.125": {"augmentation": {"crop_padding": 0.125}},
+    "augmentation.rotation: 15": {"augmentation": {"rotation": 15}},
+    "augmentation.color_jitter: 0.3": {"augmentation": {"color_jitter": 0.3}},
+    "augmentation.trivial_augment: true": {"augmentation": {"trivial_augment": True}},
+    "label_smoothing: 0.1": {"label_smoothing": 0.1},
+    "decay_norms_and_biases: false": {"decay_norms_and_biases": False},
+    "gradient_clip: 1.0": {"gradient_clip": 1.0},
+    "scheduler: cosine": {"scheduler": "cosine"},
+    "scheduler: none": {"scheduler": "none"},
+    "optimizer: adamw, learning_rate: 0.002": {"optimizer": "adamw", "learning_rate": 0.002, "weight_decay": 0.01},
+    "optimizer: adam, learning_rate: 0.002": {"optimizer": "adam", "learning_rate": 0.002, "weight_decay": 0.0},
+}
+
+
+def main() -> None:
+    """Without --one: run all in turn, each in its own process, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parquet", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        print(json.dumps(train(arguments.parquet, CHANGES[arguments.one])))
+        return
+    lines = ["### One setting at a time", ""]
+    lines += [f"`python -m benchmarks.settings PARQUET_FOLDER`, {pairs.environment(['torch', 'transformers'])}", ""]
+    lines += ["| changed | val accuracy | test accuracy | images/s |", "|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(arguments.parquet, Path(folder))
+        for name in CHANGES:
+            print(f"settings: {name}", file=sys.stderr)
+            words = [sys.executable, "-m", "benchmarks.settings", folder, "--one", name]
+            output = subprocess.run(words, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found = json.loads(output.splitlines()[-1])
+            lines.append(f"| `{name}` | {found['val']:.3f} | {found['test']:.3f} | {found['rate']:.0f} |")
+            print(lines[-1], file=sys.stderr)
+    lines += ["", f"{TRAIN:,} training, {VAL:,} val, {TEST:,} test pictures, none of the official test set; one seed."]
+    print("\n".join(lines))
+    if arguments.record:
+        pairs.record("settings", "\n".join(lines))
+
+
+def write_shards(parquet: Path, folder: Path) -> None:
+    """Write the first pictures of both files as shards of three splits."""
+    import datasets
+
+    from image_classifier import preprocess
+    from image_classifier.shards import ShardWriter
+
+    source = datasets.load_dataset(str(parquet), cache_dir=str(folder / "tables"))
+    (image,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.Image)]
+    (label,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.ClassLabel)]
+    source, resize = source.cast_column(image, datasets.Image(decode=False)), preprocess.Resize(SIZE, "stretch")
+    train, test = source["train"].shuffle(seed=0), source["test"].shuffle(seed=0)
+    parts = {"train": train.take(TRAIN), "val": train.skip(TRAIN).take(VAL), "test": test.take(TEST)}
+    for name, rows in parts.items():
+        writer = ShardWriter(folder / name, resize)
+        for row in rows:
+            writer.add(resize(preprocess.decode(row[image]["bytes"])), row[label], bytes(32))
+        writer.close(rows.features[label].names)
+
+
+def train(shards: Path, changes: dict) -> dict[str, float]:
+    """Train with the base settings and these changes; the accuracies of the best epoch on val, and the rate."""
+    from image_classifier import config, engine, metrics, models, precision, preprocess, runtime
+    from image_classifier.shards import ShardReader
+
+    runtime.configure(None)
+    values = YAML(typ="safe").load(pairs.ROOT / "params.yaml")
+    values["data"] |= {"image_size": SIZE}
+    augmentation = values["training"]["augmentation"] | changes.get("augmentation", {})
+    values["training"] |= BASE | changes | {"augmentation": augmentation}
+    params = config.Config.model_validate(values)
+    train, val, test = (ShardReader(shards / name) for name in ("train", "val", "test"))
+    network = models.build(params.model, train.class_names, SIZE, params.seed)
+    normalize = preprocess.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD)
+    chosen = precision.resolve("cpu", "auto")
+    trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
+    for _ in trainer.epochs():
+        pass
+    labels, probabilities = engine.predict(network, normalize, test.batches(128), precision.resolve("cpu", "fp32"))
+    accuracy = metrics.classification(labels, probabilities)["accuracy"]
+    return {"val": trainer.best["metrics"]["val_accuracy"], "test": accuracy, "rate": trainer.clock.rate()}
+
+
+if __name__ == "__main__":
+    main()

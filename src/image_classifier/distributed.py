@@ -1,0 +1,147 @@
+"""Training shared by several processes: torchrun starts them, torch.distributed joins them.
+
+Each batch is that of a single process, dealt out to the processes; their gradients are averaged by
+DistributedDataParallel, weighted so that every picture counts the same.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from image_classifier.errors import UserError
+
+# Our own messages say what failed; torchrun's box of 30 lines around them would not add to it.
+logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process, number `rank` from 0, among the `count` that train one model."""
+
+    rank: int = 0
+    count: int = 1
+    here: int = 1  # of them on this machine
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that logs, saves and prints."""
+        return self.rank == 0
+
+    def join(self, network: nn.Module) -> nn.Module:
+        """The network's forward pass, after which gradients are averaged over all processes."""
+        if self.count == 1:
+            return network
+        if dist.get_backend() == "nccl":
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, of the layers inside
+        elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+            print("train: batch norm sees each process's own part of a batch: on CPUs torch cannot synchronise it")
+        # Each process keeps its own running statistics; `average` brings them together.
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+    def average(self, network: nn.Module) -> None:
+        """Make the running statistics of batch norm the mean over all processes."""
+        if self.count > 1:
+            for buffer in network.buffers():
+                if buffer.is_floating_point():
+                    dist.all_reduce(buffer)
+                    buffer /= self.count
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def collect(self, part: Tensor, rows: np.ndarray, count: int) -> np.ndarray:
+        """What all processes have of `count` rows, in one array: `part` are those numbered `rows`."""
+        whole = part.new_zeros((count, *part.shape[1:]))
+        whole[torch.from_numpy(rows).to(part.device)] = part
+        return self.total(whole).cpu().numpy()
+
+    def send(self, content: bytes) -> bytes:
+        """What the first process has, in all of them."""
+        if self.count == 1:
+            return content
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        length = torch.tensor(len(content), device=device)
+        dist.broadcast(length, 0)
+        buffer = torch.zeros(int(length), dtype=torch.uint8, device=device)
+        if self.first and content:
+            buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        dist.broadcast(buffer, 0)
+        return buffer.cpu().numpy().tobytes()
+
+
+def run(stage: str, num_processes: int | str, device: torch.device, work: Callable[[Ranks], None]) -> None:
+    """Do the work of a stage in as many processes as `training.num_processes` asks for; none of them twice at once.
+
+    If that is more than this one, torchrun starts the stage anew in each, which comes here again.
+
+    Raises UserError: there are not as many GPUs, or a process failed.
+    """
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    count = max(1, gpus) if num_processes == "auto" else int(num_processes)
+    if count > 1 and not dist.is_torchelastic_launched():
+        return _launch(stage, count, gpus)
+    # A killed DVC leaves its stage running.
+    with FileLock(f".resume/{stage}{os.environ.get('RANK', '')}.lock", blocking=False), joined(device) as ranks:
+        work(ranks)
+
+
+def _launch(stage: str, count: int, gpus: int) -> None:
+    if gpus and count > gpus:
+        raise UserError(f"training.num_processes = {count}, but there are {gpus} GPUs: set it to auto")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds until those still there are killed
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine alone
+    print(f"{stage}: {count} processes share each batch", flush=True)
+    try:
+        torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node", str(count), "-m", f"stages.{stage}"]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else "failed, as it says above"
+        raise UserError(f"process {rank} of {count} {how}: call again to go on after the last finished epoch") from None
+    except SignalException:
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """This process among those that torchrun started; only the first one prints."""
+    if not dist.is_torchelastic_launched():
+        yield Ranks()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
+    if not ranks.first:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if ranks.first else nowhere):
+            yield ranks
+    except (UserError, OSError):
+        if not ranks.first:
+            time.sleep(2)  # what all of them find the first one says, and torchrun ends the others meanwhile
+        raise
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("gloo", "NCCL", "onnection")):
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(30)  # another process is gone: its message is the one to read, and torchrun ends this one
+        raise
+    dist.destroy_process_group()

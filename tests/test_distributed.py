@@ -1,0 +1,117 @@
+"""Several processes train what one process trains."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import command
+from test_stages import read, series
+
+from image_classifier import config, engine, models, precision
+from image_classifier.errors import UserError
+from image_classifier.files import sha256
+from image_classifier.shards import ShardReader, dealt, shuffled
+from stages import train
+
+# Without batch norm, and without dropout: nothing in it depends on how a batch is dealt out.
+VIT = """{
+  "model_type": "vit", "image_size": 64, "patch_size": 16, "hidden_size": 32, "num_hidden_layers": 2,
+  "num_attention_heads": 2, "intermediate_size": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0
+}"""
+STEADY = {"resolution_schedule": None, "learning_rate": 0.003, "batch_size": 15}  # 15 does not share out evenly
+
+
+@pytest.mark.parametrize(("count", "batch_size", "ranks"), [(200, 16, 2), (201, 15, 2), (37, 8, 3)])
+def test_every_picture_is_dealt_to_one_process_in_the_batch_that_one_process_has(count, batch_size, ranks):
+    order = shuffled(count, seed=0, epoch=1)
+    whole = dealt(order, batch_size)
+    parts = [dealt(order, batch_size, rank, ranks) for rank in range(ranks)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert np.array_equal(np.concatenate(shares), batch)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_two_processes_give_the_losses_of_one(project, change):
+    (project / "tiny-model/config.json").write_text(VIT)
+    change({"num_threads": None, "training": STEADY})
+    train.main()
+    names = ["train_loss", "train_accuracy", "train_f1_score", "val_loss", "val_accuracy", "learning_rate"]
+    alone = {name: series(project, name) for name in names}
+    shutil.rmtree("models/checkpoint")
+    change({"training": {"num_processes": 2}})
+    result = command(project, sys.executable, "-m", "stages.train")
+    assert result.stdout.count("train: epoch 3/3") == 1 and "2 processes share each batch" in result.stdout
+    for name in names:  # sums in another order; a picture counted twice would move the accuracies by 0.005
+        np.testing.assert_allclose(series(project, name), alone[name], rtol=2e-3, err_msg=name)
+    assert read(project / "metrics/train/metrics.json")["best_epoch"] == int(np.argmax(alone["val_accuracy"]))
+    models.load("models/checkpoint")
+    assert not list(Path(".resume").glob("*/epoch-*"))
+
+
+def test_another_number_of_processes_is_refused(project):
+    params, reader = config.load(), ShardReader("data/shards/train")
+
+    def trainer() -> engine.Trainer:
+        network = models.build(params.model, reader.class_names, 64, 0)
+        normalize, chosen = models.normalization("imagenet", params.model), precision.resolve("cpu", "fp32")
+        return engine.Trainer(network, normalize, chosen, params.training, 0, reader, reader)
+
+    state = trainer().state_dict() | {"num_processes": 2}
+    with pytest.raises(UserError, match="begun with 2 processes and cannot go on with 1: set training.num_processes=2"):
+        trainer().load_state_dict(state)
+
+
+def worker(rank: int) -> int:
+    """The process of this rank."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"\0RANK={rank}\0".encode() in (folder / "environ").read_bytes():
+                return int(folder.name)
+        except OSError:  # it has ended, or is another's
+            continue
+    raise LookupError
+
+
+@pytest.mark.full
+def test_a_process_that_dies_ends_the_run_and_it_goes_on_to_the_same_bytes(project, change):
+    change({"num_threads": None, "training": {"num_processes": 2, "num_epochs": 4}})
+    words = [sys.executable, "-m", "stages.train"]
+    whole = command(project, *words)
+    assert "batch norm sees each process's own part of a batch" in whole.stdout
+    expected = sha256("models/checkpoint/model.safetensors")
+    shutil.rmtree("models/checkpoint")
+    process = subprocess.Popen(words, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if list(Path(".resume").glob("*/epoch-*")):
+            break
+        time.sleep(0.1)
+    os.kill(worker(rank=1), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 30  # seconds
+    assert process.returncode == 1
+    assert "error: process 1 of 2 was killed by signal 9" in errors and "Traceback" not in errors, errors
+
+    change({"training": {"num_processes": 1}})
+    refused = command(project, *words, ok=False)
+    assert refused.returncode == 1 and refused.stderr.startswith("error: this training was begun with 2 processes")
+    change({"training": {"num_processes": 2}})
+    assert "going on after epoch" in command(project, *words).stdout
+    assert sha256("models/checkpoint/model.safetensors") == expected
+
+
+@pytest.mark.full
+def test_what_a_process_finds_wrong_is_said_once(project, change):
+    change({"training": {"num_processes": 2}})
+    path = project / "data/shards/val/index.json"
+    path.unlink()
+    path.write_text("{}")
+    result = command(project, sys.executable, "-m", "stages.train", ok=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert result.stderr.count("val/index.json is damaged") == 1
