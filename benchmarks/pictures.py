@@ -1,6 +1,7 @@
-"""Pictures to measure with: like CIFAR-10's files in size and format."""
+"""Pictures to measure with: made here, like CIFAR-10's files in size and format, or of a folder of its own."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -20,3 +21,25 @@ def pictures(count: int) -> list[bytes]:
         Image.fromarray(pixels).save(buffer, format="PNG")
         files.append(buffer.getvalue())
     return files
+
+
+def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]], size: int) -> None:
+    """Write parts of train.parquet and test.parquet as shards: name -> first row and number, of shuffled rows.
+
+    The part `test` is of the test file, others are of the training file.
+    """
+    import datasets
+
+    from image_classifier import preprocess
+    from image_classifier.shards import ShardWriter
+
+    source = datasets.load_dataset(str(parquet), cache_dir=str(folder / "tables"))
+    (image,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.Image)]
+    (label,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.ClassLabel)]
+    source, resize = source.cast_column(image, datasets.Image(decode=False)), preprocess.Resize(size, "stretch")
+    for name, (first, count) in parts.items():
+        rows = source["test" if name == "test" else "train"].shuffle(seed=0).select(range(first, first + count))
+        writer = ShardWriter(folder / name, resize)
+        for row in rows:
+            writer.add(resize(preprocess.decode(row[image]["bytes"])), row[label], bytes(32))
+        writer.close(rows.features[label].names)

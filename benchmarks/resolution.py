@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs
+from benchmarks.pictures import write_shards
 
 SCHEDULES = {"grows": [64, 64, 64, 96, 128, 160], "160 throughout": [160]}
 SEEDS, SECONDS, SIZE = 3, 300, 160
@@ -36,7 +37,7 @@ def main() -> None:
         print(json.dumps(train(arguments.parquet, SCHEDULES[arguments.one[0]], int(arguments.one[1]))))
         return
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(arguments.parquet, Path(folder))
+        write_shards(arguments.parquet, Path(folder), {"train": (0, TRAIN), "test": (0, TEST)}, SIZE)
         results: dict[str, list[dict]] = {name: [] for name in SCHEDULES}
         for seed in range(SEEDS):
             for name in SCHEDULES:
@@ -57,25 +58,6 @@ def main() -> None:
     print("\n".join(lines))
     if arguments.record:
         pairs.record("resolution", "\n".join(lines))
-
-
-def write_shards(parquet: Path, folder: Path) -> None:
-    """Write the first pictures of both files as shards."""
-    import datasets
-
-    from image_classifier import preprocess
-    from image_classifier.shards import ShardWriter
-
-    source = datasets.load_dataset(str(parquet), cache_dir=str(folder / "tables"))
-    (image,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.Image)]
-    (label,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.ClassLabel)]
-    source, resize = source.cast_column(image, datasets.Image(decode=False)), preprocess.Resize(SIZE, "stretch")
-    for name, count in (("train", TRAIN), ("test", TEST)):
-        rows = source[name].shuffle(seed=0).select(range(count))
-        writer = ShardWriter(folder / name, resize)
-        for row in rows:
-            writer.add(resize(preprocess.decode(row[image]["bytes"])), row[label], bytes(32))
-        writer.close(rows.features[label].names)
 
 
 def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:

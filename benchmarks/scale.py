@@ -72,6 +72,7 @@ def generate(folder: Path) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG", compress_level=1)
             yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": number % 10}
 
+    datasets.disable_progress_bars()
     names = [str(digit) for digit in range(10)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     folder.mkdir(parents=True)

@@ -16,8 +16,10 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from benchmarks import pairs
+from benchmarks.pictures import write_shards
 
-TRAIN, VAL, TEST, SIZE = 10_000, 1_000, 5_000, 64
+SIZE = 64
+PARTS = {"train": (0, 10_000), "val": (10_000, 1_000), "test": (0, 5_000)}  # first row and number, of shuffled rows
 BASE = {
     "num_epochs": 4,
     "batch_size": 64,
@@ -61,7 +63,7 @@ def main() -> None:
     lines += [f"`python -m benchmarks.settings PARQUET_FOLDER`, {pairs.environment(['torch', 'transformers'])}", ""]
     lines += ["| changed | val accuracy | test accuracy | images/s |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(arguments.parquet, Path(folder))
+        write_shards(arguments.parquet, Path(folder), PARTS, SIZE)
         for name in CHANGES:
             print(f"settings: {name}", file=sys.stderr)
             words = [sys.executable, "-m", "benchmarks.settings", folder, "--one", name]
@@ -69,30 +71,10 @@ def main() -> None:
             found = json.loads(output.splitlines()[-1])
             lines.append(f"| `{name}` | {found['val']:.3f} | {found['test']:.3f} | {found['rate']:.0f} |")
             print(lines[-1], file=sys.stderr)
-    lines += ["", f"{TRAIN:,} training, {VAL:,} val, {TEST:,} test pictures, none of the official test set; one seed."]
+    lines += ["", "10,000 training, 1,000 val and 5,000 test pictures; one seed."]
     print("\n".join(lines))
     if arguments.record:
         pairs.record("settings", "\n".join(lines))
-
-
-def write_shards(parquet: Path, folder: Path) -> None:
-    """Write the first pictures of both files as shards of three splits."""
-    import datasets
-
-    from image_classifier import preprocess
-    from image_classifier.shards import ShardWriter
-
-    source = datasets.load_dataset(str(parquet), cache_dir=str(folder / "tables"))
-    (image,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.Image)]
-    (label,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.ClassLabel)]
-    source, resize = source.cast_column(image, datasets.Image(decode=False)), preprocess.Resize(SIZE, "stretch")
-    train, test = source["train"].shuffle(seed=0), source["test"].shuffle(seed=0)
-    parts = {"train": train.take(TRAIN), "val": train.skip(TRAIN).take(VAL), "test": test.take(TEST)}
-    for name, rows in parts.items():
-        writer = ShardWriter(folder / name, resize)
-        for row in rows:
-            writer.add(resize(preprocess.decode(row[image]["bytes"])), row[label], bytes(32))
-        writer.close(rows.features[label].names)
 
 
 def train(shards: Path, changes: dict) -> dict[str, float]:

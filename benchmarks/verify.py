@@ -24,7 +24,7 @@ from image_classifier.errors import UserError, run
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "environment.json"
 # Python reads and writes text as ASCII there, where nothing else is said.
-ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONHASHSEED": "12345"}
+ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONHASHSEED": "12345"}
 
 
 def main() -> int:

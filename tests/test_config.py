@@ -33,6 +33,10 @@ def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
         ({"training": {"batch_size": 0}}, "training.batch_size = 0: input should be greater than or equal to 1"),
         ({"training": {"learning_rate": -1}}, "training.learning_rate = -1: input should be greater than 0"),
         (
+            {"training": {"num_processes": 0}},
+            "training.num_processes = 0: input should be auto, or a whole number from 1",
+        ),
+        (
             {"training": {"learning_rate": float("nan")}},
             "training.learning_rate = nan: input should be a finite number",
         ),

@@ -13,7 +13,7 @@ import pytest
 from conftest import command
 from test_stages import read, series
 
-from image_classifier import config, engine, models, precision
+from image_classifier import config, distributed, engine, models, precision
 from image_classifier.errors import UserError
 from image_classifier.files import sha256
 from image_classifier.shards import ShardReader, dealt, shuffled
@@ -54,6 +54,14 @@ def test_two_processes_give_the_losses_of_one(project, change):
     assert not list(Path(".resume").glob("*/epoch-*"))
 
 
+def test_what_the_processes_must_have_in_common(monkeypatch):
+    ranks = distributed.Ranks(rank=1, count=2)
+    monkeypatch.setattr(distributed.Ranks, "send", lambda *_: b"seed 0")
+    ranks.agree("seed 0")
+    with pytest.raises(UserError, match="process 1 has other params, pictures or precision than the first one"):
+        ranks.agree("seed 1")
+
+
 def test_another_number_of_processes_is_refused(project):
     params, reader = config.load(), ShardReader("data/shards/train")
 
@@ -67,15 +75,11 @@ def test_another_number_of_processes_is_refused(project):
         trainer().load_state_dict(state)
 
 
-def worker(rank: int) -> int:
+def worker(launcher: int, rank: int) -> int:
     """The process of this rank."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"\0RANK={rank}\0".encode() in (folder / "environ").read_bytes():
-                return int(folder.name)
-        except OSError:  # it has ended, or is another's
-            continue
-    raise LookupError
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (found,) = [child for child in children if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()]
+    return int(found)
 
 
 @pytest.mark.full
@@ -91,7 +95,7 @@ def test_a_process_that_dies_ends_the_run_and_it_goes_on_to_the_same_bytes(proje
         if list(Path(".resume").glob("*/epoch-*")):
             break
         time.sleep(0.1)
-    os.kill(worker(rank=1), signal.SIGKILL)
+    os.kill(worker(process.pid, rank=1), signal.SIGKILL)
     killed = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - killed < 30  # seconds

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import command, edit_params, new_project
 from filelock import FileLock, Timeout
+from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from benchmarks import verify
@@ -49,6 +50,35 @@ def test_kill_9_at_random_moments_changes_no_byte(trained, tmp_path, kills, seed
     assert outs(project) == outs(trained)
     assert not list(project.rglob("*.unfinished"))
     assert command(project, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("image-classifier").experiment_id])
+    assert {run.info.status for run in found} <= {"FINISHED", "KILLED"}
+    assert any("onnx_agreement" in run.data.metrics for run in found if run.info.status == "FINISHED")
+
+
+@pytest.mark.full
+def test_a_stage_that_a_killed_dvc_left_running_keeps_the_next_one_out(tmp_path):
+    project = new_project(tmp_path / "project")
+    edit_params(project, {"training": {"num_epochs": 30}})
+    pipeline = subprocess.Popen(["dvc", "repro"], cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(project.glob(".resume/*/epoch-*.pt")):
+        assert pipeline.poll() is None
+        time.sleep(0.05)
+    pipeline.kill()  # DVC alone
+    pipeline.wait()
+    refused = command(project, "dvc", "repro", ok=False)
+    assert refused.returncode != 0
+    assert "error: .resume/train.lock is held by another process doing the same" in refused.stderr
+    with FileLock(project / ".resume/train.lock", timeout=120):  # until the one left running has ended
+        pass
+    command(project, "dvc", "repro")
+
+
+@pytest.mark.full
+def test_a_temp_run_makes_the_same_bytes(project, trained):
+    command(project, "dvc", "exp", "run", "--temp", "--force", "-n", "again")
+    command(project, "dvc", "exp", "apply", "again")
+    assert outs(project) == outs(trained)
 
 
 def test_a_stage_left_running_keeps_a_second_one_out(project):

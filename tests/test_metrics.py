@@ -61,6 +61,20 @@ def test_the_bootstrap_agrees_with_theory_on_weighted_recall():
     assert (found["recall_low"], found["recall_high"]) == pytest.approx((low, high), abs=0.006)
 
 
+def test_an_interval_holds_its_value_where_classes_have_few_pictures():
+    """A bootstrap sample lacks a third of the pictures: of two of a class often both, and the scores fall."""
+    random, classes = np.random.default_rng(0), 100
+    labels = np.repeat(np.arange(classes), 2)
+    predicted = np.where(random.random(len(labels)) < 0.8, labels, random.integers(0, classes, len(labels)))
+    probabilities = np.full((len(labels), classes), 0.001)
+    probabilities[np.arange(len(labels)), predicted] = 1 - 0.001 * (classes - 1)
+    values, found = metrics.classification(labels, probabilities), metrics.evidence(labels, probabilities)
+    for name in ("precision", "macro_precision", "macro_recall", "macro_f1_score", "loss"):
+        assert found[f"{name}_low"] < values[name] < found[f"{name}_high"], name
+    for name in ("calibration_error", "top_2_accuracy", "top_5_accuracy"):
+        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"], name
+
+
 def test_calibration_error_and_top_k_worked_out_by_hand():
     labels = np.array([0, 0, 0])
     probabilities = np.array([[0.95, 0.03, 0.02], [0.02, 0.95, 0.03], [0.55, 0.05, 0.4]])

@@ -10,6 +10,9 @@ from conftest import command
 CHARTS = {
     "Loss",
     "Accuracy",
+    "Precision",
+    "Recall",
+    "F1_score",
     "Learning_rate",
     "Confusion_matrix__normalised_by_the_true_class",
     "Reliability",
@@ -20,8 +23,9 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
-def test_the_page_of_plots_draws_every_chart_without_a_network(trained, tmp_path):
-    command(trained, "dvc", "plots", "show", "-o", str(tmp_path / "page"))
+@pytest.mark.parametrize(("words", "revisions"), [(("show",), 1), (("diff", "HEAD", "workspace"), 2)])
+def test_the_page_of_plots_draws_every_chart_without_a_network(project, tmp_path, words, revisions):
+    command(project, "dvc", "plots", *words, "-o", str(tmp_path / "page"))
     page = tmp_path / "page/index.html"
     browser = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     browser += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"]
@@ -32,7 +36,7 @@ def test_the_page_of_plots_draws_every_chart_without_a_network(trained, tmp_path
     assert drawn.keys() >= CHARTS
     assert all(int(width) > 200 for name, width in drawn.items() if name in CHARTS)
     pictures = re.findall(r'<img src="([^"]+)"', body)
-    assert len(pictures) == 5 and all((page.parent / name).stat().st_size > 1000 for name in pictures)
+    assert len(pictures) == 5 * revisions and all((page.parent / name).stat().st_size > 1000 for name in pictures)
     # Addresses in a page without a network would fail to load, which the console says.
     errors = [line for line in shown.stderr.splitlines() if re.search(r"CONSOLE.*(ERR_|Error|error)", line)]
     assert not errors, errors

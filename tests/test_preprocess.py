@@ -34,7 +34,8 @@ def test_16_bit_grey_is_scaled_not_clipped():
     values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     little = Image.fromarray(values)
     big = Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes())
-    for data in (encoded(little), encoded(little, "TIFF"), encoded(big, "TIFF")):
+    pgm = b"P5 3 1 65535\n" + values.astype(">u2").tobytes()
+    for data in (encoded(little), encoded(little, "TIFF"), encoded(big, "TIFF"), pgm):
         assert np.asarray(preprocess.decode(data))[0, :, 0].tolist() == [0, 100, 255]
 
 

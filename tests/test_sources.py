@@ -193,7 +193,12 @@ def test_a_subset_stays_whole_and_balanced_when_pictures_are_left_out(workspace)
     for path in sorted((folder / "train/dog").iterdir())[:30]:
         path.write_bytes(b"no picture")
     edit_params(workspace, {"data": {"on_unreadable": "skip"}})
-    assert "data.subset_size = 40, but " in refused()
+    message = refused()
+    assert "data.subset_size = 40, but " in message
+    least = int(message.split("choose ")[1].split()[0])
+    edit_params(workspace, {"data": {"subset_size": least}})
+    prepare.main()
+    assert prepared("train")["class_counts"] == {"cat": least // 2, "dog": least // 2}
 
 
 def test_rows_without_a_picture_are_unreadable(workspace):

@@ -201,6 +201,35 @@ def test_export_refuses_a_model_that_is_not_the_same(project, monkeypatch):
     assert sha256("models/export/model.onnx") == before
 
 
+@pytest.mark.parametrize("name", ["checkpoint", pytest.param("none", marks=pytest.mark.full)])
+def test_each_normalization_is_the_same_in_training_onnx_and_hugging_faces_pipeline(project, change, name):
+    transformers.MobileViTImageProcessor(size={"shortest_edge": 72}, crop_size=64).save_pretrained("tiny-model")
+    change({"data": {"normalization": name}, "training": {"num_epochs": 1, "resolution_schedule": None}})
+    for stage in (train, evaluate, export):  # the last one refuses what disagrees
+        stage.main()
+    exported = read(project / "metrics/export/metrics.json")
+    assert exported["onnx_agreement"] == exported["hf_agreement"] == 1
+    assert exported["hf_max_probability_difference"] < 1e-5
+    processing = read(project / "models/export/hf/preprocessor_config.json")
+    assert bool(processing.get("do_flip_channel_order")) == (name == "checkpoint")  # BGR, as MobileViT was trained
+
+
+def test_only_the_published_recipe_is_compared_with_what_was_published(project):
+    apply("cifar10")
+    recipe = config.load()
+    assert report._is_published(recipe)
+    for section, key, value in (
+        ("training", "optimizer", "sgd"),
+        ("training", "fast_mode", False),
+        ("training", "scheduler", "cosine"),
+        ("model", "freeze_backbone", True),
+        ("data", "normalization", "none"),
+        ("data", "source", "data/raw/not-cifar10"),
+    ):
+        part = getattr(recipe, section).model_copy(update={key: value})
+        assert not report._is_published(recipe.model_copy(update={section: part})), key
+
+
 def test_an_int8_model_ships_beside_the_float_one(project, change):
     change({"export": {"int8": True, "max_int8_loss": 0.02}})
     export.main()

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from image_classifier.errors import UserError
@@ -26,6 +26,12 @@ Count = Annotated[int, Field(ge=1)]
 # MobileViT halves the picture five times; other backbones are content with the same sizes.
 ImageSize = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
 Name = Annotated[str, Field(min_length=1)]
+
+
+def _processes(value: Any) -> int | str:
+    if value == "auto" or (type(value) is int and value >= 1):
+        return value
+    raise ValueError("input should be auto, or a whole number from 1")
 
 
 class Section(BaseModel):
@@ -69,7 +75,7 @@ class Training(Section):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     use_compile: bool
-    num_processes: Literal["auto"] | Count
+    num_processes: Annotated[Any, AfterValidator(_processes)]
     num_epochs: Count
     batch_size: Count
     resolution_schedule: Annotated[list[ImageSize], Field(min_length=1)] | None

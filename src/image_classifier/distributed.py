@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -50,7 +51,11 @@ class Ranks:
         elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
             print("train: batch norm sees each process's own part of a batch: on CPUs torch cannot synchronise it")
         # Each process keeps its own running statistics; `average` brings them together.
-        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of a name that torch 2.11 knows it by
+            # Some networks have parameters that no output depends on, such as a pooling head.
+            options = {"broadcast_buffers": False, "find_unused_parameters": True}
+            return nn.parallel.DistributedDataParallel(network, **options)
 
     def average(self, network: nn.Module) -> None:
         """Make the running statistics of batch norm the mean over all processes."""
@@ -72,6 +77,17 @@ class Ranks:
         whole[torch.from_numpy(rows).to(part.device)] = part
         return self.total(whole).cpu().numpy()
 
+    def agree(self, facts: str) -> None:
+        """Refuse to train together with a first process of other facts.
+
+        Raises UserError: they differ.
+        """
+        if self.send(facts.encode()) != facts.encode():
+            raise UserError(
+                f"process {self.rank} has other params, pictures or precision than the first one: bring its machine to "
+                "the same commit and the same data/shards, and set training.precision"
+            )
+
     def send(self, content: bytes) -> bytes:
         """What the first process has, in all of them."""
         if self.count == 1:
@@ -79,8 +95,10 @@ class Ranks:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         length = torch.tensor(len(content), device=device)
         dist.broadcast(length, 0)
+        if not int(length):
+            return b""
         buffer = torch.zeros(int(length), dtype=torch.uint8, device=device)
-        if self.first and content:
+        if self.first:
             buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         dist.broadcast(buffer, 0)
         return buffer.cpu().numpy().tobytes()
@@ -97,8 +115,9 @@ def run(stage: str, num_processes: int | str, device: torch.device, work: Callab
     count = max(1, gpus) if num_processes == "auto" else int(num_processes)
     if count > 1 and not dist.is_torchelastic_launched():
         return _launch(stage, count, gpus)
-    # A killed DVC leaves its stage running.
-    with FileLock(f".resume/{stage}{os.environ.get('RANK', '')}.lock", blocking=False), joined(device) as ranks:
+    rank = os.environ.get("RANK", "0") if dist.is_torchelastic_launched() else "0"
+    lock = FileLock(f".resume/{stage}{rank.removeprefix('0')}.lock", blocking=False)
+    with lock, joined(device) as ranks:  # a killed DVC leaves its stage running
         work(ranks)
 
 
@@ -129,8 +148,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
-    if not ranks.first:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not ranks.first or device.type == "cuda":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handler would wait for a dead process's answer
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if ranks.first else nowhere):
             yield ranks
@@ -141,7 +160,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ("gloo", "NCCL", "onnection")):
             raise
+        # Another process is gone. Its message is the one to read: here, torchrun ends this one meanwhile.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(30)  # another process is gone: its message is the one to read, and torchrun ends this one
-        raise
+        time.sleep(5)
+        raise UserError("another process of this training is gone: see its machine's messages") from None
     dist.destroy_process_group()

@@ -1,6 +1,7 @@
 """The mixed-precision loop: train an epoch, predict. Knows no tracker and no file."""
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -88,8 +89,14 @@ class Trainer:
         self.precision.place(self.network)
         self.normalize.to(self.precision.device)
         steps = self.training.num_epochs * num_batches(len(self.train), self.training.batch_size)
-        if min(len(self.train), self.training.batch_size, 2 * len(self.val)) < 2 * self.ranks.count:
-            raise UserError(f"{self.ranks.count} processes are too many for training.batch_size, or for the pictures")
+        least = min(len(self.train), self.training.batch_size, 2 * len(self.val))
+        if self.ranks.count > 1 and least < 2 * self.ranks.count:
+            raise UserError(
+                f"training.num_processes: {self.ranks.count} are too many for training.batch_size = "
+                f"{self.training.batch_size}, or for the pictures: each needs two of a batch"
+            )
+        pictures = hashlib.sha256("".join(self.train.hashes + self.val.hashes).encode()).hexdigest()
+        self.ranks.agree(f"{self.training} {self.seed} {self.precision.name} {self.network.config} {pictures}")
         joined = self.ranks.join(self.network)
         self.optimizer = build_optimizer(self.network, self.training)
         self.scheduler = build_scheduler(self.optimizer, self.training, steps)
@@ -115,9 +122,9 @@ class Trainer:
             try:
                 values = self._train_epoch(epoch)
                 with self.clock(EVALUATION):
-                    self.ranks.average(self.network)
                     if epoch == self.training.num_epochs - 1:
                         self._recompute_batch_norm(epoch)
+                    self.ranks.average(self.network)
                     values |= {f"val_{name}": value for name, value in self._validate().items()}
             except torch.OutOfMemoryError:
                 size = self.training.batch_size

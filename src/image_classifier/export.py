@@ -162,7 +162,8 @@ def check_evaluated(predictions: Path, hashes: list[str], guesses: list[str]) ->
     Raises UserError: the metrics are of another checkpoint, or of other pictures.
     """
     rows = pd.read_csv(predictions, dtype=str, keep_default_na=False)
-    if list(rows["image"]) != hashes or (rows["predicted"] != guesses).mean() > 0.001:  # a near tie may fall otherwise
+    near_ties = max(1, len(hashes) // 1000)  # which may fall otherwise on a GPU
+    if list(rows["image"]) != hashes or (rows["predicted"] != guesses).sum() > near_ties:
         raise UserError(f"{predictions} is not of this checkpoint and these test pictures: run `dvc repro evaluate`")
 
 

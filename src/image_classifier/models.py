@@ -71,7 +71,10 @@ def _pretrained(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
         **labels,
     )
     if network.base_model is network:
-        raise ValueError("transformers does not tell its head from its backbone, and the head has to be drawn afresh")
+        raise UserError(
+            f"model.name = {model.name}: transformers does not tell its head, which has to be drawn afresh, from its "
+            "backbone: choose another model, or model.pretrained=false"
+        )
     prefix = f"{network.base_model_prefix}."
     missing = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
     missing += sorted(name for name, *_ in report["mismatched_keys"] if name.startswith(prefix))
@@ -112,7 +115,7 @@ def _require_commit(model: Model) -> None:
     if model.name.startswith(("models/", "data/", ".", "/")):
         raise UserError(
             f"model.name = {model.name}: there is no such folder; a run in a folder of its own (--temp, --queue) sees "
-            f"it once `dvc add {model.name}` is committed"
+            "one under models/pretrained/ once `dvc add` has put it under DVC and its .dvc file is committed"
         )
     if not is_commit(model.revision):
         raise UserError(

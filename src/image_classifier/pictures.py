@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from image_classifier.shards import ShardReader
@@ -48,8 +49,9 @@ def confusion(path: Path, predictions: pd.DataFrame, class_names: list[str]) -> 
     shares = counts.to_numpy() / np.maximum(counts.sum(axis=1).to_numpy()[:, None], 1)
     few = len(class_names) <= LABELLED
     names = [_short(name) for name in class_names] if few else [""] * len(class_names)
+    turned = "vertical" if max(map(len, names)) > 2 else "horizontal"
     ConfusionMatrixDisplay(shares, display_labels=names).plot(
-        ax=axis, cmap="Purples", colorbar=False, include_values=False, xticks_rotation="vertical"
+        ax=axis, cmap="Purples", colorbar=False, include_values=False, xticks_rotation=turned
     )
     if few:
         for (row, column), count in np.ndenumerate(counts.to_numpy()):
@@ -71,8 +73,8 @@ def reliability(path: Path, bins: pd.DataFrame) -> None:
     axis.plot([0, 1], [0, 1], ":", color="grey", linewidth=1)
     axis.plot(bins["confidence"], bins["accuracy"], "-", color="#6f3fa0", linewidth=1)
     share = bins["count"] / bins["count"].sum()
-    axis.scatter(bins["confidence"], bins["accuracy"], s=20 + 180 * share, color="#6f3fa0")
-    axis.set(xlabel="confidence of the pictures", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axis.scatter(bins["confidence"], bins["accuracy"], s=20 + 180 * share, color="#6f3fa0", clip_on=False)
+    axis.set(xlabel="confidence of the pictures", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 
@@ -82,8 +84,9 @@ def curves(path: Path, epochs: pd.DataFrame) -> None:
     figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
     for axis, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, style in (("train", "-"), ("val", "--")):
-            axis.plot(epochs.index, epochs[f"{split}_{name}"], style, color="#6f3fa0", label=split)
+            axis.plot(epochs.index, epochs[f"{split}_{name}"], style, marker=".", color="#6f3fa0", label=split)
         axis.set(xlabel="epoch", ylabel=name)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)

@@ -84,11 +84,11 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
             continue
         order = [k for k in np.argsort(-found, kind="stable")[:top_k] if found[k] >= threshold]
         best = [{"class": predictor.class_names[k], "confidence": float(found[k])} for k in order]
+        name = os.fsencode(path).decode(errors="backslashreplace")  # tables, JSON and most terminals are UTF-8
         if as_json or output:
-            name = os.fsencode(path).decode(errors="backslashreplace")  # parquet and JSON hold UTF-8 alone
             results.append({"path": name, "predictions": best})
         else:
-            tqdm.write(f"{path}  " + "  ".join(f"{shown['class']} {shown['confidence']:.1%}" for shown in best))
+            tqdm.write(f"{name}  " + "  ".join(f"{shown['class']} {shown['confidence']:.1%}" for shown in best))
     if output is not None:
         table = pd.json_normalize(results, "predictions", "path")
         table = table.reindex(columns=["path", "class", "confidence"])

@@ -80,10 +80,12 @@ def check(counts: dict[str, Counter[str]], size: int | None) -> None:
     for split, found in counts.items():
         if missing := [name for name, count in found.items() if not count]:
             raise UserError(f"no picture of the class {', '.join(missing[:5])} is left in {split}")
-    if size is not None and counts["train"].total() < size:
+    train = counts["train"]
+    if size is not None and train.total() < size:
+        name, least = train.most_common()[-1]
         raise UserError(
-            f"data.subset_size = {size}, but {counts['train'].total()} pictures are left that keep the classes in "
-            "balance: choose a smaller one"
+            f"data.subset_size = {size}, but {least} pictures of the class {name} are left in train: choose "
+            f"{least * len(train)} or less, which keeps the classes in balance"
         )
 
 

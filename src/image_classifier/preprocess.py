@@ -40,12 +40,14 @@ def decode(data: bytes) -> Image.Image:
     narrow, or of 32-bit grey, whose black and white are nowhere said.
     """
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        opened = Image.open(io.BytesIO(data))
+        image = ImageOps.exif_transpose(opened)
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels: too narrow to be a picture of something")
-        if image.mode in ("I", "F"):
+        has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PPM")
+        if image.mode in ("I", "F") and not has_16_bits:
             raise ValueError("its pixels have 32 bits, of unknown range: save it with 8 or 16")
-        if image.mode.startswith("I;16"):
+        if has_16_bits:
             # 16-bit grey: convert("RGB") would clip to 255 instead of scaling.
             image = image.convert("I").point(lambda value: value / 257).convert("L")
         return image.convert("RGB")

@@ -90,7 +90,7 @@ def facts(config: Config, exported: dict[str, float], weights: str, folder: Path
         "intervals": _markdown(intervals),
         "local": config.data.source == "digits" or config.data.source.startswith("data/raw/"),
         "hub_model": not config.model.name.startswith(("models/", "data/", ".", "/")),
-        "shared": len(train["findings"]["duplicates"]),
+        "shared": len(train["findings"]["duplicates"]) if config.data.on_duplicate == "count" else 0,
         "params": config.as_yaml(),
         "exported": exported,
         "parity": _markdown(_parity(exported)),

@@ -78,8 +78,11 @@ def environment() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The family of the CPU: another one may round differently."""
-    return torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    """The CPU with its generation: another one may round differently, under the same name."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()  # of the first core
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    generation = [f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts]
+    return ", ".join([facts.get("model name", platform.machine()), *generation])
 
 
 def _git(*arguments: str) -> str:

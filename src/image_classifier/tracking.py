@@ -98,8 +98,8 @@ class Tracker(AbstractContextManager):
         times |= {f"share.{phase}": spent / sum(clock.seconds.values()) for phase, spent in clock.seconds.items()}
         points = _points(best, prefix="best_") + _points(times | {"images_per_second": clock.rate()})
         self._to_mlflow(points, [RunTag(MODEL_TAG, model_sha256)], "FINISHED")
-        if self.client is None and self.run_id:  # `sync` is to find it again
-            with files.atomic(repository() / ".resume" / UNFINISHED / model_sha256) as note:
+        if self.client is None and self.run_id:
+            with _tolerated("keeping the run's id"), files.atomic(_note(model_sha256)) as note:
                 note.write_text(self.run_id)
 
     def _to_mlflow(self, points: Sequence[Metric] = (), tags: Sequence[RunTag] = (), status: str | None = None) -> None:
@@ -150,23 +150,24 @@ def sync(config: Config, sha256: str, train: Path, evaluate: Path) -> str:
     test = files.read_json(evaluate / "metrics.json", "run `dvc repro evaluate`")
     try:
         client, experiment = _connect(config.mlflow)
-        note = repository() / ".resume" / UNFINISHED / sha256
-        with suppress(MlflowException, OSError):  # there is none, or it is of another server
-            client.set_tag(note.read_text(), MODEL_TAG, sha256)
         run = _of_the_model(client, experiment, sha256)
         if "best_val_accuracy" not in run.data.metrics:
             _mirror(client, run.info.run_id, train)
             points = _points(best, prefix="best_")
-            client.log_batch(run.info.run_id, points, _params(config, test["num_classes"]))
+            params = [] if run.data.params else _params(config, test["num_classes"])
+            client.log_batch(run.info.run_id, points, params)
         if "test_accuracy" not in run.data.metrics:
             values = {f"test_{name}": value for name, value in test.items() if not name.startswith("num_")}
             client.log_artifacts(run.info.run_id, str(evaluate), evaluate.name)
             client.log_batch(run.info.run_id, _points(values))
         client.set_terminated(run.info.run_id, "FINISHED")
-        files.remove(note)
     except Exception as error:
         raise UserError(f"MLflow: {_reason(error)}; nothing is lost: run sync again when the server answers") from None
     return run.info.run_id
+
+
+def _note(sha256: str) -> Path:
+    return repository() / ".resume" / UNFINISHED / sha256
 
 
 def _new_run(client: MlflowClient, experiment: str) -> Run:
@@ -174,7 +175,13 @@ def _new_run(client: MlflowClient, experiment: str) -> Run:
 
 
 def _of_the_model(client: MlflowClient, experiment: str, sha256: str) -> Run:
-    """The newest run of the model with these weights; a new one if there is none."""
+    """The newest run of the model with these weights; a new one if there is none.
+
+    A training that lost its server could not tag its run, and left a note of it.
+    """
+    with suppress(MlflowException, OSError):  # there is no note, or it is of another server
+        client.set_tag(_note(sha256).read_text(), MODEL_TAG, sha256)
+        files.remove(_note(sha256))
     query = f"tags.`{MODEL_TAG}` = '{sha256}'"  # which a training that ends sets
     found = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
     run = found[0] if found else _new_run(client, experiment)

@@ -1,0 +1,141 @@
+"""The exported model in programs that no one here wrote: does each say what evaluate wrote down?
+
+    python -m benchmarks.clients --record clients-digits    # after `dvc repro`, in the workspace with its MLflow store
+
+The README's ten lines run in an environment of their own, with numpy, onnxruntime and Pillow alone; MLflow's server
+answers over HTTP on 127.0.0.1. Each client gets the first test pictures.
+"""
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from benchmarks import pairs
+
+COUNT = 64  # test pictures
+MODEL, EXPORT = "models:/image-classifier@current", Path("models/export")
+STORE = f"sqlite:///{pairs.ROOT / 'mlflow.db'}"
+
+
+def pipeline(pictures: np.ndarray) -> list[tuple[str, float]]:
+    """transformers' own pipeline on the Hugging Face folder."""
+    import transformers
+
+    classify = transformers.pipeline("image-classification", model=str(EXPORT / "hf"), device="cpu")
+    found = classify([Image.fromarray(picture) for picture in pictures], top_k=1, function_to_apply="softmax")
+    return [(best["label"], best["score"]) for (best,) in found]
+
+
+def ten_lines(pictures: np.ndarray) -> list[tuple[str, float]]:
+    """The lines of the README, in an environment without torch and without this project."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (pairs.ROOT / "README.md").read_text(), re.S)
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder) / "venv/bin/python"
+        subprocess.run([sys.executable, "-m", "venv", Path(folder) / "venv"], check=True)
+        packages = [f"{name}=={version(name)}" for name in ("numpy", "onnxruntime", "pillow")]
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True, stderr=subprocess.DEVNULL)
+        assert subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL, check=False).returncode
+        (Path(folder) / "models").symlink_to(Path("models").resolve())
+        script, found = Path(folder) / "ten_lines.py", []
+        script.write_text(lines)
+        for picture in pictures:
+            Image.fromarray(picture).save(Path(folder) / "picture.png")
+            words = {"cwd": folder, "check": True, "capture_output": True, "text": True}
+            name, probability = subprocess.run([python, script], **words).stdout.rsplit(maxsplit=1)
+            found.append((name, float(probability)))
+    return found
+
+
+def pyfunc(pictures: np.ndarray) -> list[tuple[str, float]]:
+    """MLflow's pyfunc, the model loaded by its alias."""
+    import mlflow
+
+    mlflow.set_tracking_uri(STORE)
+    return _named(mlflow.pyfunc.load_model(MODEL).predict({"image": pictures})["probabilities"])
+
+
+def served(pictures: np.ndarray) -> list[tuple[str, float]]:
+    """`mlflow models serve` in the local environment, asked over HTTP."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", *words, "--host", "127.0.0.1", "--port", str(port)],
+        env={**os.environ, "MLFLOW_TRACKING_URI": STORE},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                break
+            time.sleep(0.2)
+        found = []
+        for picture in pictures:
+            body = json.dumps({"inputs": {"image": picture[None].tolist()}}).encode()
+            address, headers = f"http://127.0.0.1:{port}/invocations", {"Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=60) as answer:
+                found.append(json.load(answer)["predictions"])
+    finally:
+        server.terminate()
+        server.wait()
+    return _named([(row["probabilities"] if isinstance(row, dict) else row)[0] for row in found])
+
+
+def _named(probabilities: list) -> list[tuple[str, float]]:
+    names = list(json.loads((EXPORT / "hf/config.json").read_text())["id2label"].values())
+    return [(names[int(np.argmax(row))], float(np.max(row))) for row in probabilities]
+
+
+CLIENTS: dict[str, Callable] = {
+    "`transformers.pipeline` on `models/export/hf`": pipeline,
+    "the README's ten lines, without torch": ten_lines,
+    "`mlflow.pyfunc.load_model`, by alias": pyfunc,
+    "`mlflow models serve`, over HTTP": served,
+}
+
+
+def main() -> None:
+    """Ask every client, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", metavar="NAME", help="put the table between the marks of this name in RESULTS.md")
+    options = parser.parse_args()
+    from image_classifier import config
+    from image_classifier.shards import ShardReader
+
+    os.chdir(pairs.ROOT)
+    params, rows = config.load(), pd.read_csv("metrics/evaluate/predictions.csv", dtype={"predicted": str})[:COUNT]
+    pictures = ShardReader("data/shards/test").gather(np.arange(len(rows))).numpy()
+    versions = pairs.environment(["transformers", "onnxruntime", "mlflow"])
+    lines = [f"### Clients: {params.model.name} on {params.data.source}, {params.data.image_size} px", ""]
+    lines += [f"`python -m benchmarks.clients`, {versions}", ""]
+    lines += [f"| client | same class as evaluate, of {len(rows)} | largest difference of confidence |"]
+    lines += ["|---|---|---|"]
+    for name, ask in CLIENTS.items():
+        print(f"clients: {name}", file=sys.stderr)
+        found = pd.DataFrame(ask(pictures), columns=["predicted", "confidence"])
+        same = (found["predicted"].astype(str) == rows["predicted"]).sum()
+        lines.append(f"| {name} | {same} | {(found['confidence'] - rows['confidence']).abs().max():.1e} |")
+    print("\n".join(lines))
+    if options.record:
+        pairs.record(options.record, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
