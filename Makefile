@@ -51,10 +51,12 @@ bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may 
 	python -m benchmarks.overhead --record
 
 .PHONY: bench-full
-bench-full: ## Run all benchmarks, an hour: make bench-full PICTURES=folder of train.parquet and test.parquet
+bench-full: ## Run all benchmarks of speed, 45 minutes: make bench-full PICTURES=folder of train.parquet and test.parquet
 	@test -d "$(PICTURES)" || { echo "which pictures? make bench-full PICTURES=data/raw/cifar10"; exit 1; }
 	$(MAKE) bench
 	python -m benchmarks.precisions --record
+	python -m benchmarks.parallel --record
+	python -m benchmarks.scale --record
 	python -m benchmarks.resolution $(PICTURES) --record
 
 .PHONY: verify

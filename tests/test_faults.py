@@ -59,7 +59,7 @@ def test_kill_9_at_random_moments_changes_no_byte(trained, tmp_path, kills, seed
 @pytest.mark.full
 def test_a_stage_that_a_killed_dvc_left_running_keeps_the_next_one_out(tmp_path):
     project = new_project(tmp_path / "project")
-    edit_params(project, {"training": {"num_epochs": 30}})
+    edit_params(project, {"training": {"num_epochs": 12}})
     pipeline = subprocess.Popen(["dvc", "repro"], cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(project.glob(".resume/*/epoch-*.pt")):
         assert pipeline.poll() is None
@@ -69,7 +69,7 @@ def test_a_stage_that_a_killed_dvc_left_running_keeps_the_next_one_out(tmp_path)
     refused = command(project, "dvc", "repro", ok=False)
     assert refused.returncode != 0
     assert "error: .resume/train.lock is held by another process doing the same" in refused.stderr
-    with FileLock(project / ".resume/train.lock", timeout=120):  # until the one left running has ended
+    with FileLock(project / ".resume/train.lock", timeout=250):  # until the one left running has ended
         pass
     command(project, "dvc", "repro")
 
