@@ -224,7 +224,7 @@ def test_a_repository_with_code_of_its_own_is_refused(tmp_path, monkeypatch):
 def test_a_model_whose_head_cannot_be_told_from_its_backbone_is_refused(tmp_path, monkeypatch):
     path = folder(tmp_path, "resnet", weights="safetensors")
     monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", _without_prefix)
-    assert "does not tell its head from its backbone" in refused(settings(path, pretrained=True))
+    assert "does not tell its head, which has to be drawn afresh" in refused(settings(path, pretrained=True))
 
 
 def _without_prefix(path, **options):

@@ -127,6 +127,7 @@ def _launch(stage: str, count: int, gpus: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds until those still there are killed
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine alone
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch says that no parameter went unused
     print(f"{stage}: {count} processes share each batch", flush=True)
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node", str(count), "-m", f"stages.{stage}"]))
