@@ -6,6 +6,7 @@ python -m benchmarks.overhead    # in an up-to-date workspace: run `dvc repro` f
 import argparse
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def main() -> None:
         empty = empty_pipeline(Path(folder) / "empty")
         repro = [(seconds_of_repro(pairs.ROOT), seconds_of_repro(empty)) for _ in range(REPEATS)]
         logs = seconds_per_logged_epoch(Path(folder) / "tracked")
+        pause = seconds_of_silence(Path(folder) / "tracked")
     ours, theirs = (statistics.median(times) for times in zip(*repro, strict=True))
     ratios = [mine / peer for mine, peer in repro]
     ratio = f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -56,6 +58,7 @@ def main() -> None:
         f"| `dvc repro` with nothing to do | {ours:.2f} s, an empty one-stage pipeline {theirs:.2f} s: {ratio} | 1.5 |",
         f"| an epoch logged to DVCLive and MLflow (local store) | {statistics.median(logs) * 1000:.0f} ms, "
         f"{min(logs) * 1000:.0f} to {max(logs) * 1000:.0f} of {len(logs)} | 100 ms |",
+        f"| a stage's pause for an MLflow server that takes calls and never answers | {pause:.1f} s | 5 s |",
         f"| memory of an epoch's reading, of its own (not the page cache) | {peaks[0]:.0f} MiB with {SMALL} shards, "
         f"{peaks[1]:.0f} MiB with {LARGE} | no growth |",
         f"| share of a training step that waits for data, 160 px, batch {BATCH_SIZE} | {waiting:.2%} | 2 % |",
@@ -102,6 +105,22 @@ def seconds_per_logged_epoch(folder: Path) -> list[float]:
         spent.append(time.perf_counter() - start)
     if tracker.client is None:
         sys.exit("MLflow was given up: an epoch's log cannot be measured")
+    os.chdir(pairs.ROOT)
+    return spent
+
+
+def seconds_of_silence(folder: Path) -> float:
+    """How long a server that never answers holds a stage up."""
+    from image_classifier import config, tracking
+
+    settings = config.load(pairs.ROOT / "params.yaml").mlflow
+    os.chdir(folder)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        start = time.perf_counter()
+        tracking.add_to_model_run(settings, "0" * 64, {}, [])
+        spent = time.perf_counter() - start
+    del os.environ["MLFLOW_TRACKING_URI"]
     os.chdir(pairs.ROOT)
     return spent
 
