@@ -195,6 +195,8 @@ def test_a_read_only_folder_is_one_line(project):
     Path(".resume").mkdir()
     Path(".resume").chmod(0o777)  # for the lock
     nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
+    if command(project, *nobody, sys.executable, "-c", "import filelock", ok=False).returncode:
+        pytest.skip("this environment lies where no other user can read it")
     result = command(project, *nobody, sys.executable, "-m", "stages.evaluate", ok=False, HOME=str(project / ".resume"))
     errors = [line for line in result.stderr.splitlines() if not line.startswith("warning: MLflow")]
     assert result.returncode == 1 and errors[0].startswith("error: metrics/evaluate cannot be written: "), result.stderr
