@@ -296,11 +296,16 @@ def test_a_pickle_is_never_executed_wherever_it_lies(project, monkeypatch):
 
 
 def test_a_stage_started_twice_runs_once(project):
-    words = [sys.executable, "-m", "stages.evaluate"]
-    both = [subprocess.Popen(words, cwd=project, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 1]
-    assert [error for error in errors if ".resume/evaluate.lock is held by another process" in error], errors
+    words = [sys.executable, "-u", "-m", "stages.evaluate"]
+    first = subprocess.Popen(words, cwd=project, stdout=subprocess.PIPE, text=True)
+    first.stdout.readline()  # it has begun, and holds its lock
+    first.send_signal(signal.SIGSTOP)
+    second = command(project, *words, ok=False)
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1
+    assert second.stderr.startswith("error: .resume/evaluate.lock is held by another process")
+    first.communicate(timeout=120)
+    assert first.returncode == 0
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_state(project, monkeypatch):

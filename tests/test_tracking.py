@@ -232,6 +232,7 @@ def test_a_server_that_goes_away_costs_no_step_and_sync_replays_all_once(
 def test_two_first_runs_at_once_share_a_fresh_store(project):
     for path in project.glob("mlflow.db*"):
         path.unlink()
+    (project / ".mlflow.db.unfinished").write_bytes(b"of a process that was killed among its tables")
     code = (
         "from stages.evaluate import config, tracking, Path; "
         "tracking.add_to_model_run(config.load().mlflow, '{}' * 64, {{}}, [Path('params.yaml')])"

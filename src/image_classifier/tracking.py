@@ -261,6 +261,9 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
     mlflow.set_tracking_uri(uri)
     # Two processes that create a store or an experiment at once: one of them would fail.
     with FileLock(root / "mlflow.db.lock"):
+        if uri == local and not (root / "mlflow.db").is_file():
+            with files.atomic(root / "mlflow.db") as unfinished:  # killed among its tables it could not be mended
+                MlflowClient(f"sqlite:///{unfinished}").search_experiments()
         client = MlflowClient()
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
