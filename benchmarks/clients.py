@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -71,13 +71,18 @@ def pyfunc(pictures: np.ndarray) -> list[tuple[str, float]]:
 
 def served(pictures: np.ndarray) -> list[tuple[str, float]]:
     """`mlflow models serve` in the local environment, asked over HTTP."""
+    return _named([rows[0] for rows in answers((picture[None] for picture in pictures), STORE)])
+
+
+def answers(batches: Iterable[np.ndarray], store: str) -> list[list]:
+    """What a server of the model in this MLflow store says of uint8 [N, size, size, 3]: probabilities [N, classes]."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local"]
     server = subprocess.Popen(
         [sys.executable, "-m", *words, "--host", "127.0.0.1", "--port", str(port)],
-        env={**os.environ, "MLFLOW_TRACKING_URI": STORE},
+        env={**os.environ, "MLFLOW_TRACKING_URI": store},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -87,15 +92,15 @@ def served(pictures: np.ndarray) -> list[tuple[str, float]]:
                 break
             time.sleep(0.2)
         found = []
-        for picture in pictures:
-            body = json.dumps({"inputs": {"image": picture[None].tolist()}}).encode()
+        for batch in batches:
+            body = json.dumps({"inputs": {"image": batch.tolist()}}).encode()
             address, headers = f"http://127.0.0.1:{port}/invocations", {"Content-Type": "application/json"}
             with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=60) as answer:
                 found.append(json.load(answer)["predictions"])
     finally:
         server.terminate()
         server.wait()
-    return _named([(row["probabilities"] if isinstance(row, dict) else row)[0] for row in found])
+    return [rows["probabilities"] if isinstance(rows, dict) else rows for rows in found]
 
 
 def _named(probabilities: list) -> list[tuple[str, float]]:

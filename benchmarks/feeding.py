@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs
-from benchmarks.pictures import CLASSES, pictures
+from benchmarks.pictures import CLASSES, pictures, write_made_shards
 
 COUNT, BATCH_SIZE, SIZE = 4096, 128, 160
 
@@ -22,16 +22,12 @@ COUNT, BATCH_SIZE, SIZE = 4096, 128, 160
 def shards() -> float:
     """Images per second through `ShardReader` and `Normalize`."""
     from image_classifier import preprocess, runtime
-    from image_classifier.shards import ShardReader, ShardWriter, shuffled
+    from image_classifier.shards import ShardReader, shuffled
 
     runtime.configure(None)
-    resize = preprocess.Resize(SIZE, "stretch")
     normalize = preprocess.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD)
     with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder) / "train", resize)
-        for number, data in enumerate(pictures(COUNT)):
-            writer.add(resize(preprocess.decode(data)), number % len(CLASSES), bytes(32))
-        writer.close(CLASSES)
+        write_made_shards(Path(folder) / "train", COUNT, SIZE)
         reader = ShardReader(Path(folder) / "train")
         for epoch in range(2):
             start = time.perf_counter()

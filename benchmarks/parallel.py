@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs
-from benchmarks.pictures import CLASSES, pictures
+from benchmarks.pictures import CLASSES, write_made_shards
 
 BATCH_SIZE, SIZE, STEPS = 64, 160, 6  # steps that are counted, after a first one
 PROCESSES = 2
@@ -25,18 +25,14 @@ def measure(ranks) -> float:
     import torch
 
     from image_classifier import config, engine, models, precision, preprocess, runtime
-    from image_classifier.shards import ShardReader, ShardWriter, dealt, shuffled
+    from image_classifier.shards import ShardReader, dealt, shuffled
 
     runtime.configure(None, ranks.count)
     params = config.load(pairs.ROOT / "params.yaml")
     changes = {"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1}
     training = params.training.model_copy(update=changes)
     with tempfile.TemporaryDirectory() as folder:
-        resize = preprocess.Resize(SIZE, "stretch")
-        writer = ShardWriter(Path(folder) / "train", resize)
-        for number, data in enumerate(pictures(BATCH_SIZE * (STEPS + 1))):
-            writer.add(resize(preprocess.decode(data)), number % 10, bytes(32))
-        writer.close(CLASSES)
+        write_made_shards(Path(folder) / "train", BATCH_SIZE * (STEPS + 1), SIZE)
         train = ShardReader(Path(folder) / "train")
         network, normalize = models.build(params.model, CLASSES, SIZE, seed=0), preprocess.Normalize()
         chosen = precision.resolve("cpu", "auto")

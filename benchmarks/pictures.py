@@ -23,6 +23,18 @@ def pictures(count: int) -> list[bytes]:
     return files
 
 
+def write_made_shards(folder: Path, count: int, size: int) -> None:
+    """Write `count` such pictures as shards, their classes in turn."""
+    from image_classifier import preprocess
+    from image_classifier.shards import ShardWriter
+
+    resize = preprocess.Resize(size, "stretch")
+    writer = ShardWriter(folder, resize)
+    for number, data in enumerate(pictures(count)):
+        writer.add(resize(preprocess.decode(data)), number % len(CLASSES), bytes(32))
+    writer.close(CLASSES)
+
+
 def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]], size: int) -> None:
     """Write parts of train.parquet and test.parquet as shards: name -> first row and number, of shuffled rows.
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs
-from benchmarks.pictures import CLASSES, pictures
+from benchmarks.pictures import CLASSES, pictures, write_made_shards
 
 BATCH_SIZE, SIZE = 128, 160
 OUR_STEPS, TRAINER_STEPS = 6, 2  # counted; a step of the Trainer takes half a minute
@@ -23,9 +23,9 @@ def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, **changes)
     """Images per second of `engine.Trainer`, shards included; `changes` are of the training settings."""
     import torch
 
-    from image_classifier import config, engine, models, preprocess, runtime
+    from image_classifier import config, engine, models, runtime
     from image_classifier import precision as precisions
-    from image_classifier.shards import ShardReader, ShardWriter, shuffled
+    from image_classifier.shards import ShardReader, shuffled
 
     runtime.configure(None)
     params = config.load(pairs.ROOT / "params.yaml")
@@ -33,11 +33,7 @@ def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, **changes)
         update={"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1} | changes
     )
     with tempfile.TemporaryDirectory() as folder:
-        resize = preprocess.Resize(SIZE, "stretch")
-        writer = ShardWriter(Path(folder) / "train", resize)
-        for number, data in enumerate(pictures(BATCH_SIZE * (steps + 1))):
-            writer.add(resize(preprocess.decode(data)), number % 10, bytes(32))
-        writer.close(CLASSES)
+        write_made_shards(Path(folder) / "train", BATCH_SIZE * (steps + 1), SIZE)
         train = ShardReader(Path(folder) / "train")
         network = models.build(params.model, CLASSES, SIZE, seed=0)
         normalize = models.normalization("imagenet", params.model)

@@ -1,11 +1,11 @@
-"""export: models/checkpoint, data/shards/test, metrics -> models/export, metrics/export, metrics/report.md."""
+"""export: models/checkpoint, data/shards/{val,test}, metrics -> models/export, metrics/export, metrics/report.md."""
 
 import sys
 from pathlib import Path
 
 from filelock import FileLock
 
-from image_classifier import config, engine, export, files, models, pictures, report, runtime, tracking
+from image_classifier import config, engine, export, files, models, pictures, quantization, report, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.precision import resolve
 from image_classifier.shards import ShardReader
@@ -21,7 +21,7 @@ def main() -> None:
     print(f"export: {sys.executable}")
     params = config.load()
     runtime.configure(params.num_threads)
-    test, val = ShardReader("data/shards/test"), ShardReader("data/shards/val")
+    test = ShardReader("data/shards/test")
     network, normalize, resize = models.load(CHECKPOINT)
     models.check_fits(network, resize, test)
     weights = files.sha256(CHECKPOINT / "model.safetensors")
@@ -33,7 +33,10 @@ def main() -> None:
     guesses = [test.class_names[guess] for guess in expected.argmax(axis=1)]
     export.check_evaluated(Path("metrics/evaluate/predictions.csv"), test.hashes, guesses)
     with files.atomic(EXPORT) as folder:
-        export.write(folder, CHECKPOINT, network, normalize, resize, val, params.export)
+        export.write(folder, CHECKPOINT, network, normalize, resize, test.class_names)
+        if params.export.int8:
+            onnx, int8 = (folder / export.FILES[form] for form in ("onnx", "int8"))
+            quantization.to_int8(onnx, int8, params.export.int8_operators, ShardReader("data/shards/val"))
         found = export.run(folder, batches, params.num_threads)
         values = export.gate(folder, labels, expected, found, params.export)
         facts = report.facts(params, values, weights, Path("metrics"), Path("data/shards/train/index.json"))

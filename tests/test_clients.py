@@ -1,14 +1,7 @@
 """The exported model in programs that no one here wrote."""
 
-import json
-import os
 import re
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
-from contextlib import suppress
 
 import mlflow
 import numpy as np
@@ -16,6 +9,7 @@ import pytest
 from conftest import ROOT, command
 from PIL import Image
 
+from benchmarks.clients import answers
 from image_classifier.export import session
 from image_classifier.shards import ShardReader
 
@@ -50,31 +44,7 @@ def test_mlflow_loads_the_model_by_its_alias(trained, pictures, ours):
 
 
 @pytest.mark.full
-def test_mlflow_serves_the_model_over_http(trained, pictures, ours):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    host, _, port = address.partition(":")
-    words = ["mlflow", "models", "serve", "-m", "models:/image-classifier@current", "--env-manager", "local"]
-    server = subprocess.Popen(
-        [sys.executable, "-m", *words, "--host", host, "--port", port],
-        cwd=trained,
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{trained / 'mlflow.db'}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(300):
-            with suppress(OSError), urllib.request.urlopen(f"http://{address}/ping", timeout=5):
-                break
-            time.sleep(0.2)
-        body = json.dumps({"inputs": {"image": pictures[:2].tolist()}}).encode()
-        request = urllib.request.Request(
-            f"http://{address}/invocations", body, headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found = json.load(answer)["predictions"]
-    finally:
-        server.terminate()
-        server.wait()
-    np.testing.assert_allclose(found["probabilities"] if isinstance(found, dict) else found, ours[:2], rtol=1e-4)
+def test_mlflow_serves_the_model_over_http(trained, pictures, ours, monkeypatch):
+    monkeypatch.chdir(trained)
+    (found,) = answers([pictures[:2]], f"sqlite:///{trained / 'mlflow.db'}")
+    np.testing.assert_allclose(found, ours[:2], rtol=1e-4)

@@ -308,17 +308,18 @@ def test_a_stage_started_twice_runs_once(project):
     assert first.returncode == 0
 
 
-def test_a_loss_that_is_no_number_leaves_the_last_good_state(project, monkeypatch):
-    train_epoch = engine.Trainer._train_epoch
+@pytest.mark.parametrize(("bad", "told"), [(13, 2), (25, 13)])  # of 26 steps; the next one's loss shows it
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(project, monkeypatch, bad, told):
+    step, steps = engine.Trainer._step, iter(range(1000))
 
-    def diverges_in_the_second(self, epoch):
-        if epoch == 1:
+    def diverges(self, *arguments, **words):
+        if next(steps) == bad:
             for group in self.optimizer.param_groups:
                 group["lr"] = float("nan")
-        return train_epoch(self, epoch)
+        return step(self, *arguments, **words)
 
-    monkeypatch.setattr(engine.Trainer, "_train_epoch", diverges_in_the_second)
-    with pytest.raises(UserError, match=r"the loss is no number in epoch 2, step \d+ of 13, learning rate"):
+    monkeypatch.setattr(engine.Trainer, "_step", diverges)
+    with pytest.raises(UserError, match=rf"the loss is no number in epoch 2, step {told} of 13, learning rate"):
         train.main()
     (kept,) = Path(".resume").glob("*/epoch-*.pt")
     assert kept.name.startswith("epoch-00001-")

@@ -140,6 +140,21 @@ def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
     assert status(first.run_id) == "FINISHED"
 
 
+def test_a_run_of_a_model_is_of_a_killed_training_while_its_lock_is_there(project):
+    def begun(name: str) -> str:
+        tracker = tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", "training.lock": name})
+        client.set_tag(tracker.run_id, tracking.MODEL_TAG, name)
+        return tracker.run_id
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    Path("tagged.lock").touch()
+    tagged, exported = begun("tagged.lock"), begun("exported.lock")  # which its training has removed
+    begun("third.lock")
+    assert [client.get_run(run_id).info.status for run_id in (tagged, exported)] == ["KILLED", "RUNNING"]
+    assert begun("tagged.lock") == tagged
+    assert begun("exported.lock") != exported
+
+
 @pytest.fixture
 def server(tmp_path):
     """Start a real MLflow server on one store, as often as it is asked to."""

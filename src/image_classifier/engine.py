@@ -170,6 +170,8 @@ class Trainer:
         with self.clock(COMPUTE):  # waits for the device
             sums = self.ranks.total(torch.stack(losses)).cpu()
             predicted = self.ranks.collect(torch.cat(guesses), rows, count)
+        if not all(parameter.isfinite().all() for parameter in self.network.parameters()):
+            sums[-1] = math.nan  # of the last step, whose update no loss of this epoch has seen
         if len(lost := (~sums.isfinite()).nonzero()):
             raise UserError(
                 f"the loss is no number in epoch {epoch + 1}, step {int(lost[0]) + 1} of {len(sums)}, learning rate "

@@ -15,11 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, pipeline
 
-from image_classifier import files, quantization
+from image_classifier import files
 from image_classifier.config import Export
 from image_classifier.errors import UserError
 from image_classifier.preprocess import Normalize, Resize
-from image_classifier.shards import ShardReader
 
 OPSET = 20
 FILES = {"onnx": "model.onnx", "int8": "model-int8.onnx"}
@@ -96,14 +95,11 @@ def write(
     network: PreTrainedModel,
     normalize: Normalize,
     resize: Resize,
-    val: ShardReader,
-    settings: Export,
+    class_names: list[str],
 ) -> None:
-    """Write every format of a checkpoint, which holds the network, into `folder`; int8 is calibrated on `val`."""
+    """Write the float formats of a checkpoint, which holds the network, into `folder`."""
     shutil.copytree(checkpoint, folder / "hf")
-    to_onnx(folder / FILES["onnx"], network, normalize, resize, val.class_names)
-    if settings.int8:
-        quantization.to_int8(folder / FILES["onnx"], folder / FILES["int8"], settings.int8_operators, val)
+    to_onnx(folder / FILES["onnx"], network, normalize, resize, class_names)
 
 
 def run(

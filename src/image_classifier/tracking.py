@@ -197,9 +197,11 @@ def _of_a_killed_training(client: MlflowClient, experiment: str, lock: str) -> R
     here = f"{platform.node()}:"
     query = f"tags.`{LOCK_TAG}` LIKE '{here}%' and attributes.status != 'FINISHED'"
     unfinished = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
-    unfinished = [run for run in unfinished if MODEL_TAG not in run.data.tags]  # evaluate or export is at it
+    paths = {run.info.run_id: Path(run.data.tags[LOCK_TAG].removeprefix(here)) for run in unfinished}
+    # With the lock's file removed the training was complete: evaluate or export is at the run.
+    unfinished = [run for run in unfinished if paths[run.info.run_id].is_file() or MODEL_TAG not in run.data.tags]
     for run in unfinished:
-        path = Path(run.data.tags[LOCK_TAG].removeprefix(here))
+        path = paths[run.info.run_id]
         if path != Path(lock) and run.info.status == "RUNNING":
             with suppress(OSError), FileLock(path, blocking=False) if path.is_file() else nullcontext():
                 client.set_terminated(run.info.run_id, "KILLED")  # no one holds it: its process is gone

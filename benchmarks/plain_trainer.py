@@ -1,0 +1,81 @@
+"""What a plain Hugging Face Trainer reaches in 20 minutes: the peer of recipes/cifar10-hour.yaml.
+
+    python -m benchmarks.plain_trainer PARQUET_FOLDER    # with train.parquet and test.parquet
+
+The same network from scratch on all training pictures at 160 px, with the Trainer's default settings (three epochs
+planned, batch 8, AdamW 5e-5 in a linear decay, fp32) and torchvision's resize, stopped when its time is up; then it
+classifies the test pictures. No setting was chosen for it.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torchvision import transforms
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks import pairs
+from image_classifier import config, metrics, models
+from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD
+
+SECONDS, SIZE = 20 * 60, 160
+
+
+class Stop(TrainerCallback):
+    """End the training when its time is up."""
+
+    def on_train_begin(self, *_, **__) -> None:
+        self.start = time.perf_counter()
+
+    def on_step_end(self, _, state, control, **__) -> None:
+        self.steps, self.seconds = state.global_step, time.perf_counter() - self.start
+        control.should_training_stop = self.seconds > SECONDS
+
+
+def main() -> None:
+    """Train, predict, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parquet", type=Path)
+    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    steps = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    transform, stop = transforms.Compose(steps), Stop()
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = datasets.load_dataset(str(arguments.parquet), cache_dir=folder)
+        (label,) = (name for name, kind in pictures["train"].features.items() if isinstance(kind, datasets.ClassLabel))
+        (image,) = (name for name, kind in pictures["train"].features.items() if isinstance(kind, datasets.Image))
+        names = pictures["train"].features[label].names
+        pictures.set_transform(
+            lambda rows: {"pixel_values": [transform(one) for one in rows[image]], "labels": rows[label]}
+        )
+        network = models.build(config.load(pairs.ROOT / "params.yaml").model, names, SIZE, seed=0)
+        settings = TrainingArguments(
+            output_dir=folder, report_to=[], save_strategy="no", use_cpu=True, remove_unused_columns=False
+        )
+        trainer = Trainer(
+            model=network.to(memory_format=torch.contiguous_format),
+            args=settings,
+            train_dataset=pictures["train"],
+            callbacks=[stop],
+        )
+        trainer.train()
+        found = trainer.predict(pictures["test"])
+    probabilities = torch.from_numpy(np.asarray(found.predictions)).softmax(dim=1).numpy()
+    accuracy = metrics.classification(found.label_ids, probabilities)["accuracy"]
+    versions = pairs.environment(["torch", "transformers", "accelerate"])
+    seen = stop.steps * settings.train_batch_size
+    lines = ["### A plain Trainer, its defaults, 160 px", ""]
+    lines += [f"`python -m benchmarks.plain_trainer PARQUET_FOLDER`, {versions}", ""]
+    lines += ["| minutes of training | pictures seen | test accuracy | of |", "|---|---|---|---|"]
+    lines += [f"| {stop.seconds / 60:.1f} | {seen:,} | {accuracy:.4f} | {len(found.label_ids):,} |"]
+    print("\n".join(lines))
+    if arguments.record:
+        pairs.record("plain_trainer", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
