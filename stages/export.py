@@ -41,7 +41,8 @@ def main() -> None:
         values = export.gate(folder, labels, expected, found, params.export)
         facts = report.facts(params, values, weights, Path("metrics"), Path("data/shards/train/index.json"))
         (folder / "hf/README.md").write_text(report.render("card.md", facts), encoding="utf-8")
-        files.seal(folder / "hf")
+        for sealed in (folder / "hf", folder):
+            files.seal(sealed)
     with files.atomic(METRICS) as folder:
         files.write_json(folder / "metrics.json", values)
         pictures.curves(folder / "curves.png", report.epochs(Path("metrics/train")))

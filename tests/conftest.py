@@ -40,13 +40,15 @@ TINY_PARAMS = {
 
 
 TRIED: Counter[str] = Counter()  # malformed inputs, by what was given them
+KILLED: Counter[str] = Counter()  # whole pipelines, by the stage that was running
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Say how many malformed inputs were tried."""
-    if TRIED:
-        each = ", ".join(f"{name} {count:,}" for name, count in TRIED.items())
-        terminalreporter.write_line(f"malformed inputs tried: {TRIED.total():,} ({each})")
+    """Say how many malformed inputs were tried and how many kills survived."""
+    for what, counts in (("malformed inputs tried", TRIED), ("kills survived", KILLED)):
+        if counts:
+            each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            terminalreporter.write_line(f"{what}: {counts.total():,} ({each})")
 
 
 def edit_params(folder: Path, changes: dict) -> None:
@@ -104,7 +106,9 @@ def own_store(monkeypatch) -> None:
 def trained(tmp_path_factory) -> Path:
     """The tiny pipeline after a real `dvc repro` without a network, committed. Read it, do not write in it."""
     folder = new_project(tmp_path_factory.mktemp("trained") / "project")
-    refused = {"PYTHONPATH": str(ROOT / "tests/no_network"), "NETWORK_LOG": str(folder.parent / "network.log")}
+    # The network is refused, and no setting keeps anyone from trying it.
+    refused = {"HF_HUB_OFFLINE": "0", "NETWORK_LOG": str(folder.parent / "network.log")}
+    refused["PYTHONPATH"] = str(ROOT / "tests/no_network")
     command(folder, "dvc", "repro", **refused)
     command(folder, "git", "add", "-A")
     command(folder, "git", "commit", "-qm", "trained")

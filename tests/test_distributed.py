@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,23 @@ VIT = """{
 STEADY = {"resolution_schedule": None, "learning_rate": 0.003, "batch_size": 15}  # 15 does not share out evenly
 
 
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # as in /proc/net/tcp
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses on which a process and its children wait for connections."""
+    found = set()
+    with suppress(OSError):  # one of them has ended
+        for one in [pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]:
+            open_files = {os.readlink(path) for path in Path(f"/proc/{one}/fd").iterdir()}
+            for table in ("tcp", "tcp6"):
+                for line in Path(f"/proc/{one}/net/{table}").read_text().splitlines()[1:]:
+                    _, local, _, state, *_, inode = line.split()[:10]
+                    if state == "0A" and f"socket:[{inode}]" in open_files:
+                        found.add(local.split(":")[0])
+    return found
+
+
 @pytest.mark.parametrize(("count", "batch_size", "ranks"), [(200, 16, 2), (201, 15, 2), (37, 8, 3)])
 def test_every_picture_is_dealt_to_one_process_in_the_batch_that_one_process_has(count, batch_size, ranks):
     order = shuffled(count, seed=0, epoch=1)
@@ -45,8 +63,15 @@ def test_two_processes_give_the_losses_of_one(project, change):
     alone = {name: series(project, name) for name in names}
     shutil.rmtree("models/checkpoint")
     change({"training": {"num_processes": 2}})
-    result = command(project, sys.executable, "-m", "stages.train")
-    assert result.stdout.count("train: epoch 3/3") == 1 and "2 processes share each batch" in result.stdout
+    launcher = subprocess.Popen([sys.executable, "-m", "stages.train"], stdout=subprocess.PIPE, text=True)
+    heard = set()
+    while launcher.poll() is None:
+        heard |= listening(launcher.pid)
+        time.sleep(0.05)
+    output = launcher.stdout.read()
+    assert launcher.returncode == 0, output
+    assert output.count("train: epoch 3/3") == 1 and "2 processes share each batch" in output
+    assert heard and heard <= LOOPBACK  # the processes hear each other, and no other machine
     for name in names:  # sums in another order; a picture counted twice would move the accuracies by 0.005
         np.testing.assert_allclose(series(project, name), alone[name], rtol=2e-3, err_msg=name)
     assert read(project / "metrics/train/metrics.json")["best_epoch"] == int(np.argmax(alone["val_accuracy"]))

@@ -4,23 +4,25 @@ import hashlib
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command, edit_params, new_project
+from conftest import KILLED, command, edit_params, new_project
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
 from benchmarks import verify
-from image_classifier import config, engine, files, precision, resume, runtime, shards
+from image_classifier import config, engine, files, precision, predict, resume, runtime, shards
 from image_classifier.errors import UserError, run
 from image_classifier.files import sha256
 from stages import evaluate, export, prepare, train
@@ -34,18 +36,33 @@ def outs(folder: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
 
 
+def running(dvc: int) -> str:
+    """What DVC is at: a stage, or work of its own."""
+    with suppress(OSError):  # it has just ended
+        for child in Path(f"/proc/{dvc}/task/{dvc}/children").read_text().split():
+            if found := re.search(rb"stages\.(\w+)", Path(f"/proc/{child}/cmdline").read_bytes()):
+                return found[1].decode()
+    return "dvc"
+
+
 @pytest.mark.parametrize(
     ("kills", "seed"), [(3, 0), *[pytest.param(5, seed, marks=pytest.mark.full) for seed in range(1, 5)]]
 )
 def test_kill_9_at_random_moments_changes_no_byte(trained, tmp_path, kills, seed):
     project, moments = new_project(tmp_path / "project"), random.Random(seed)
-    for _ in range(kills):
+    words, survived = ["dvc", "repro"], 0
+    while survived < kills:
         pipeline = subprocess.Popen(
-            ["dvc", "repro"], cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            words, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         time.sleep(moments.uniform(*KILLED_AFTER))
+        if pipeline.poll() is not None:  # it was too fast: from the beginning
+            words = ["dvc", "repro", "--force"]
+            continue
+        KILLED[running(pipeline.pid)] += 1
         os.killpg(pipeline.pid, signal.SIGKILL)  # DVC and its stage
         pipeline.wait()
+        survived += 1
     command(project, "dvc", "repro")
     assert outs(project) == outs(trained)
     assert not list(project.rglob("*.unfinished"))
@@ -233,6 +250,13 @@ def test_damage_is_found_before_use_and_named(project, path, stage, how):
     message = str(caught.value)
     named = Path(path).name if path.endswith("SUMS") is False else "missing or damaged"
     assert named in message and "run `dvc repro" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
+def test_a_damaged_export_is_found_before_use(project, how):
+    damage(project / "models/export/model.onnx", how)
+    with pytest.raises(UserError, match=r"model\.onnx (missing or damaged|cannot be loaded).*run `dvc repro export`"):
+        predict.Predictor.from_onnx()
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated"])

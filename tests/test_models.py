@@ -25,7 +25,8 @@ TINY = {
         "patch_size": 16,
         "image_size": 64,
     },
-    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [1, 1, 1], "layer_type": "basic"},
+    # Below 16 channels oneDNN's strided 1x1 convolutions write past their memory (uxlfoundation/oneDNN, issue 6035).
+    "resnet": {"embedding_size": 16, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1], "layer_type": "basic"},
     "efficientnet": {
         "width_coefficient": 0.25,
         "depth_coefficient": 0.25,

@@ -109,8 +109,8 @@ def test_the_project_stays_small():
     for path in (ROOT / "stages").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path.name
     # 2,500 were planned. What grew: intervals, pictures, comparison, model card (330), prediction in batches (70),
-    # int8 (125), several processes (230), input that is refused in one line (60).
-    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")) <= 3470
+    # int8 (125), several processes (230), input that is refused in one line (120).
+    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")) <= 3540
     assert len(re.findall(r"^\.PHONY", (ROOT / "Makefile").read_text(), re.M)) <= 12
 
 

@@ -22,12 +22,27 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+@pytest.mark.parametrize("form", ["TIFF", "PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_every_mode_becomes_rgb(mode):
-    image = Image.new("RGB", (4, 3), (255, 255, 255)).convert(mode)
-    decoded = preprocess.decode(encoded(image, "TIFF"))
+def test_every_mode_becomes_rgb(mode, form):
+    """An orange of every mode that the format has; in the grey modes its brightness, in black and white a white."""
+    orange = Image.new("RGB", (16, 16), (255, 255, 255) if mode == "1" else (240, 130, 20))
+    try:
+        data = encoded(orange.convert(mode), form)
+    except OSError:
+        pytest.skip(f"{form} has no {mode}")
+    decoded = preprocess.decode(data)
+    grey = round(0.299 * 240 + 0.587 * 130 + 0.114 * 20)  # ITU-R 601, as Pillow converts
+    expected = {"1": [255] * 3, "L": [grey] * 3, "LA": [grey] * 3}.get(mode, [240, 130, 20])
+    near = {"P": 25}.get(mode, 4)  # a palette of 216 colours; lossy formats round
     assert decoded.mode == "RGB"
-    assert np.asarray(decoded).min() >= 254
+    assert np.abs(np.asarray(decoded).astype(int).mean(axis=(0, 1)) - expected).max() <= near
+
+
+def test_postscript_is_not_opened():
+    """Pillow would hand it to Ghostscript, where there is one: a program in a picture."""
+    with pytest.raises(preprocess.UnreadableImage, match="not a picture in one of the formats"):
+        preprocess.decode(encoded(noise(8, 8), "EPS"))
 
 
 def test_16_bit_grey_is_scaled_not_clipped():
@@ -51,10 +66,12 @@ def test_a_picture_of_a_line_is_refused():
         preprocess.decode(encoded(Image.new("1", (1, 4_000_000))))
 
 
-def test_exif_orientation_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    assert preprocess.decode(encoded(noise(4, 2), "JPEG", exif=exif)).size == (2, 4)
+@pytest.mark.parametrize(("tag", "turn"), [(3, 2), (6, 3), (8, 1)])  # EXIF 2.3, 4.6.4 A: how the camera was held
+def test_exif_orientation_is_applied(tag, turn):
+    exif, image = Image.Exif(), noise(4, 2)
+    exif[0x0112] = tag
+    decoded = preprocess.decode(encoded(image, "PNG", exif=exif))
+    np.testing.assert_array_equal(np.asarray(decoded), np.rot90(np.asarray(image), turn))
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", encoded(noise(50, 50))[:500]])

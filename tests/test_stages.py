@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
+import test_models
 import torch
 import transformers
 from conftest import command, edit_params
@@ -254,7 +255,7 @@ def test_an_int8_model_that_loses_too_much_is_reported_and_left_out(project, cha
     export.main()
     values = read(project / "metrics/export/metrics.json")
     assert values["int8_shipped"] == 0 and values["int8_accuracy_difference"] < -0.005
-    assert sorted(path.name for path in (project / "models/export").iterdir()) == ["hf", "model.onnx"]
+    assert sorted(path.name for path in (project / "models/export").iterdir()) == ["SHA256SUMS", "hf", "model.onnx"]
     assert "The int8 model was left out" in (project / "metrics/report.md").read_text()
 
 
@@ -335,6 +336,32 @@ def test_a_frozen_backbone_stays_as_it_was(project, change):
     trained = load_file("models/checkpoint/model.safetensors")
     changed = {name for name in trained if not torch.equal(trained[name], start[name])}
     assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_all_but_the_last_block_stays_as_it_was(project, change):
+    """Its batch norm's statistics too: those of the frozen blocks stay, those of the last block follow."""
+    change({"model": {"freeze_backbone": True, "unfreeze_blocks": 1}, "training": {"num_epochs": 1}})
+    params = config.load()
+    start = models.build(params.model, list("0123456789"), 64, params.seed).state_dict()
+    train.main()
+    trained = load_file("models/checkpoint/model.safetensors")
+    changed = {name for name in trained if not torch.equal(trained[name], start[name])}
+    last = {name for name in changed if name.startswith("mobilevit.encoder.layer.4.")}
+    assert any("running_mean" in name for name in last)
+    assert {name.split(".")[0] for name in changed - last} <= {"classifier", "mobilevit"}
+    assert not [name for name in changed - last if name.startswith("mobilevit.") and "conv_1x1_exp" not in name]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", test_models.TINY)
+def test_each_kind_of_pretrained_model_goes_from_training_to_export(project, change, kind):
+    path = test_models.folder(project / "models/pretrained" / kind, kind, weights="safetensors")
+    change({"model": {"name": str(path.relative_to(project)), "pretrained": True}, "training": {"num_epochs": 1}})
+    change({"data": {"normalization": "none"}, "training": {"resolution_schedule": None, "batch_norm_images": None}})
+    for stage in (train, evaluate, export):  # the last one refuses what disagrees
+        stage.main()
+    exported = read(project / "metrics/export/metrics.json")
+    assert exported["onnx_agreement"] == exported["hf_agreement"] == 1
 
 
 @pytest.mark.parametrize(

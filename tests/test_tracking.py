@@ -82,6 +82,15 @@ def test_a_store_that_cannot_be_reached_costs_no_run(project, monkeypatch, capsy
     assert "warning: MLflow: starting a run failed" in capsys.readouterr().err
 
 
+def test_a_damaged_store_costs_no_run(project, capsys):
+    Path("mlflow.db").write_bytes(b"no database" * 1000)
+    started = time.monotonic()
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, [])
+    assert time.monotonic() - started < 30  # MLflow alone tries for 100 seconds
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: MLflow: logging failed: ") and "file is not a database" in line
+
+
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:secret@127.0.0.1:{silent.getsockname()[1]}")
@@ -140,19 +149,43 @@ def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
     assert status(first.run_id) == "FINISHED"
 
 
-def test_a_run_of_a_model_is_of_a_killed_training_while_its_lock_is_there(project):
+def test_a_training_killed_just_before_its_end_goes_on_in_its_run(project):
     def begun(name: str) -> str:
         tracker = tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", "training.lock": name})
         client.set_tag(tracker.run_id, tracking.MODEL_TAG, name)
         return tracker.run_id
 
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    Path("tagged.lock").touch()
-    tagged, exported = begun("tagged.lock"), begun("exported.lock")  # which its training has removed
-    begun("third.lock")
-    assert [client.get_run(run_id).info.status for run_id in (tagged, exported)] == ["KILLED", "RUNNING"]
-    assert begun("tagged.lock") == tagged
-    assert begun("exported.lock") != exported
+    first = begun("first.lock")
+    begun("other.lock")
+    assert client.get_run(first).info.status == "KILLED"
+    assert begun("first.lock") == first
+
+
+def test_a_run_has_its_tags_from_the_start(project, monkeypatch):
+    def killed(*_, **__):
+        raise SystemExit
+
+    tags = {"data.sha256": "0", "training.lock": "early.lock"}
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "update_run", killed)
+        with pytest.raises(SystemExit):
+            tracking.Tracker("metrics/train", config.load(), 10, tags)
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    (orphan,) = [run for run in runs(client) if run.data.tags.get("training.lock", "").endswith("early.lock")]
+    assert tracking.Tracker("metrics/train", config.load(), 10, tags).run_id == orphan.info.run_id
+
+
+def test_a_killed_export_leaves_no_run_running(project, monkeypatch):
+    client, seen = MlflowClient(f"sqlite:///{project / 'mlflow.db'}"), []
+
+    def looks(_):
+        seen.extend(run.info.status for run in runs(client) if run.data.tags.get(tracking.MODEL_TAG) == "1" * 64)
+        raise ValueError
+
+    monkeypatch.setattr(tracking, "_log_onnx", looks)
+    tracking.add_to_model_run(config.load().mlflow, "1" * 64, {}, [], Path("models/export/model.onnx"))
+    assert seen == ["FINISHED"]
 
 
 @pytest.fixture
@@ -298,19 +331,23 @@ def test_another_person_can_read_the_run(trained, client):
 
 
 @pytest.mark.full
-def test_a_queued_experiment_runs_and_lands_in_the_repositorys_store(project):
-    command(project, "dvc", "exp", "run", "--queue", "-n", "queued", "-S", "training.learning_rate=2e-3")
-    command(project, "dvc", "queue", "start")
-    for _ in range(60):
+def test_two_queue_workers_make_one_store_in_the_repository(project):
+    for path in project.glob("mlflow.db*"):
+        path.unlink()
+    command(project, "dvc", "exp", "run", "--queue", "-S", "training.learning_rate=2e-3,3e-3")
+    command(project, "dvc", "queue", "start", "-j", "2")
+    for _ in range(100):
         status = command(project, "dvc", "queue", "status").stdout
-        if "Success" in status or "Failed" in status:
+        if status.count("Success") + status.count("Failed") == 2:
             break
-        command(project, "sleep", "4")
-    assert "Success" in status, status
-    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    (run,) = [run for run in runs(client) if run.info.run_name == "queued"]
-    assert "test_accuracy" in run.data.metrics
+        time.sleep(4)
+    assert status.count("Success") == 2, status
     command(project, "dvc", "queue", "stop", ok=False)
+    found = runs(MlflowClient(f"sqlite:///{project / 'mlflow.db'}"))
+    assert sorted(run.data.params["training.learning_rate"] for run in found) == ["0.002", "0.003"]
+    for run in found:
+        assert run.info.run_name in status  # named after the experiment
+        assert run.info.status == "FINISHED" and {"test_accuracy", "onnx_agreement"} <= run.data.metrics.keys()
 
 
 @pytest.mark.full

@@ -7,3 +7,5 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Without this, loading a repository that has only .bin weights asks a hub service to convert them.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+# The hub's library would tell of every try to reach it; what cannot be had in the end is one line of ours.
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")

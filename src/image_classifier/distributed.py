@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from image_classifier.errors import UserError
 
+MEETING = "TRAINING_MEETING"  # in the environment: where the processes of one machine find each other
 # Our own messages say what failed; torchrun's box of 30 lines around them would not add to it.
 logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
 
@@ -129,8 +131,13 @@ def _launch(stage: str, count: int, gpus: int) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine alone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch says that no parameter went unused
     print(f"{stage}: {count} processes share each batch", flush=True)
+    words = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--nproc-per-node", str(count)]
     try:
-        torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node", str(count), "-m", f"stages.{stage}"]))
+        # They meet in files: a store of torch's own would listen to the whole network, and unpickle what it gets.
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ[MEETING] = f"file://{folder}/processes"
+            words += ["--rdzv-endpoint", f"{folder}/agent", "-m", f"stages.{stage}"]
+            torchrun.run(torchrun.parse_args(words))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else "failed, as it says above"
@@ -147,8 +154,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    ranks = Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
+    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
+    words = {"init_method": os.environ.get(MEETING, "env://")}  # of several machines: torchrun's
+    words |= {"rank": ranks.rank, "world_size": ranks.count}
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **words)
     if not ranks.first or device.type == "cuda":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Python's own handler would wait for a dead process's answer
     try:

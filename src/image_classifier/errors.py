@@ -25,3 +25,7 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(f"error: a database of DVC cannot be used: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        sys.exit("error: the GPU's memory is full: lower the batch_size of this stage in params.yaml")

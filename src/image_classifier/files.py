@@ -66,12 +66,20 @@ def resumable(path: Path, key: str) -> Iterator[Path]:
 
 
 def _replace(unfinished: Path, path: Path) -> None:
+    for part in (unfinished, *unfinished.rglob("*")):
+        _to_disk(part)  # or a power cut could leave the name without the content
     if path.is_dir() or unfinished.is_dir():
         remove(path)
-    else:
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
     os.replace(unfinished, path)
+    _to_disk(path.parent)
+
+
+def _to_disk(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def remove(path: str | Path) -> None:
@@ -103,7 +111,7 @@ def read_json(path: str | Path, remedy: str) -> Any:
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of a folder's files beside them."""
+    """Write the checksums of a folder's files, not of those in folders below it, beside them."""
     (folder / SUMS).write_text("".join(_sums(folder)))
 
 
@@ -120,4 +128,5 @@ def check_seal(folder: Path, remedy: str) -> None:
 
 
 def _sums(folder: Path) -> list[str]:
-    return [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.glob("*")) if path.name != SUMS]
+    paths = (path for path in sorted(folder.glob("*")) if path.is_file() and path.name != SUMS)
+    return [f"{sha256(path)}  {path.name}\n" for path in paths]

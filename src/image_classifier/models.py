@@ -61,6 +61,8 @@ def build(model: Model, class_names: list[str], image_size: int, seed: int) -> P
 
 def _pretrained(model: Model, labels: dict[str, dict]) -> PreTrainedModel:
     _require_commit(model)
+    if not Path(model.name).is_dir():
+        print(f"train: looking for {model.name} in the cache and on the Hugging Face hub", flush=True)
     network, report = AutoModelForImageClassification.from_pretrained(
         model.name,
         revision=model.revision,

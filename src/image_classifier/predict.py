@@ -41,6 +41,7 @@ class Predictor:
     def from_onnx(cls, path: Path = MODELS / export.FILES["onnx"]) -> "Predictor":
         """Open an ONNX file in ONNX Runtime. Raises UserError: it is missing, damaged, or not of `dvc repro export`."""
         session = export.session(path)
+        files.check_seal(path.parent, "run `dvc repro export` to make it again")
         facts = session.get_modelmeta().custom_metadata_map
         if not {"class_names", "resize"} <= facts.keys():
             raise UserError(f"{path} holds no class names: it was not made by `dvc repro export`")

@@ -53,17 +53,17 @@ def write(
     ):
         rest = rows.skip(writer.rows) if writer.rows < len(rows) else rows.take(0)  # to skip all is refused
         for part in rest.iter(2 * cores * TASK_SIZE):  # so memory does not grow with the source
-            if writer.counts == wanted:
-                break
+            if writer.counts == wanted and not writer.findings["unreadable"]:
+                break  # otherwise every unreadable picture of the source is named
             starts = range(0, len(part["row"]), TASK_SIZE)
             tasks = ([part[name][start : start + TASK_SIZE] for start in starts] for name in ("image", "row"))
             made = chain.from_iterable(threads.map(partial(make, resize), *tasks))
             for (where, picture, found), label in zip(made, part["label"], strict=True):
                 writer.rows += 1
-                if writer.counts[label] == wanted[label]:
-                    continue  # a picture in reserve, not needed
                 if picture is None:
                     writer.findings["unreadable"].append(f"{where}: {found}")
+                elif writer.counts[label] == wanted[label]:
+                    continue  # a picture in reserve, not needed
                 elif screen.admit(split, where, found):
                     writer.add(picture, label, found)
                 bar.update()

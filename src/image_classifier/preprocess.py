@@ -25,6 +25,8 @@ from image_classifier.config import Augmentation
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# What people keep pictures in. Others of Pillow's are left to rest: to open PostScript is to run a program.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
 MAX_ASPECT = 100  # longer side by shorter side: cropping a narrower one would first make it huge
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice that size Pillow refuses
 
@@ -40,7 +42,7 @@ def decode(data: bytes) -> Image.Image:
     narrow, or of 32-bit grey, whose black and white are nowhere said.
     """
     try:
-        opened = Image.open(io.BytesIO(data))
+        opened = Image.open(io.BytesIO(data), formats=FORMATS)
         image = ImageOps.exif_transpose(opened)
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels: too narrow to be a picture of something")
@@ -52,7 +54,7 @@ def decode(data: bytes) -> Image.Image:
             image = image.convert("I").point(lambda value: value / 257).convert("L")
         return image.convert("RGB")
     except UnidentifiedImageError:
-        raise UnreadableImage("not a picture that Pillow knows") from None
+        raise UnreadableImage(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # each format's decoder has errors of its own
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
 

@@ -61,14 +61,15 @@ def fingerprint(facts: dict[str, Any], packages: list[str]) -> str:
 
 def environment() -> dict[str, str]:
     """Facts about this run that no out may hold: interpreter, packages, processor, threads, commit."""
-    packages = ["torch", "torchvision", "transformers", "datasets", "numpy", "onnxruntime"]
-    packages += ["pillow", "scikit-learn", "scipy", "pandas", "matplotlib"]
+    packages = ["torch", "torchvision", "transformers", "safetensors", "datasets", "numpy", "pillow", "onnx"]
+    packages += ["onnxscript", "onnxruntime", "scikit-learn", "scipy", "pandas", "matplotlib", "jinja2", "tabulate"]
+    packages += ["dvclive"]
     # Without what a running pipeline changes: DVC removes metrics before it makes them again.
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
     return {
         "python": f"{platform.python_version()} {sys.executable}",
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        "processor": processor(),
         "threads": str(torch.get_num_threads()),
         "deterministic": "where torch can" if torch.are_deterministic_algorithms_enabled() else "no",
         "git.commit": _git("rev-parse", "HEAD"),
@@ -78,11 +79,12 @@ def environment() -> dict[str, str]:
 
 
 def processor() -> str:
-    """The CPU with its generation: another one may round differently, under the same name."""
+    """The GPU, if there is one, and the CPU with its generation: another may round differently, under the same name."""
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()  # of the first core
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     generation = [f"{name} {facts[name]}" for name in ("cpu family", "model") if name in facts]
-    return ", ".join([facts.get("model name", platform.machine()), *generation])
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([*gpu, facts.get("model name", platform.machine()), *generation])
 
 
 def _git(*arguments: str) -> str:

@@ -6,13 +6,18 @@ and the splits `train` and, where the source has them, `validation` and `test`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 from huggingface_hub import constants as hub
 from PIL import Image
+from pyarrow import parquet
 
 from image_classifier.config import Data, is_commit
 from image_classifier.errors import UserError
@@ -75,7 +80,9 @@ def _local(folder: Path, scratch: Path) -> datasets.DatasetDict:
             )
         raise UserError(f"data.source = {folder}: there is no such folder")
     if any(folder.rglob("*.parquet")):
-        return _loaded(str(folder), f"data.source = {folder}", cache_dir=str(scratch))
+        what, options = f"data.source = {folder}", {"cache_dir": str(scratch)}
+        _check_tables(folder, _loaded(str(folder), what, load=datasets.load_dataset_builder, **options))
+        return _loaded(str(folder), what, **options)
     present = sorted(entry.name for entry in _visible(folder))
     if not present:
         raise UserError(f"data.source = {folder} is empty: it must hold parquet files, or one sub-folder per class")
@@ -91,6 +98,24 @@ def _local(folder: Path, scratch: Path) -> datasets.DatasetDict:
     splits = splits or {"train": folder}
     names = sorted({entry.name for root in splits.values() for entry in _visible(root)})
     return datasets.DatasetDict({name: _class_folders(root, names) for name, root in splits.items()})
+
+
+def _check_tables(folder: Path, builder: datasets.DatasetBuilder) -> None:
+    """Refuse files elsewhere, which a README.md may name, and tables that number the same classes otherwise.
+
+    `datasets` gives the class names of the first table to all of them.
+    """
+    known: dict[str, datasets.ClassLabel] = {}
+    for file in chain.from_iterable((builder.config.data_files or {}).values()):
+        path = Path(os.path.abspath(file))
+        if not path.is_relative_to(folder.absolute()):
+            raise UserError(f"data.source = {folder} takes {file} from elsewhere: its files must lie in it")
+        features: dict[str, Any] = {}
+        with suppress(pyarrow.ArrowInvalid):  # no parquet, or damaged: loading it will say so
+            features = datasets.Features.from_arrow_schema(parquet.read_schema(path))
+        for name, feature in features.items():
+            if isinstance(feature, datasets.ClassLabel) and feature != known.setdefault(name, feature):
+                raise UserError(f"data.source = {folder}: {path.name} numbers its classes otherwise than other tables")
 
 
 def _class_folders(root: Path, names: list[str]) -> datasets.Dataset:
@@ -120,6 +145,7 @@ def _hub(data: Data) -> datasets.DatasetDict:
         )
     fetch = f"hf download --repo-type dataset {data.source} --revision {data.revision} --local-dir {LOCAL}NAME"
     remedy = f"; without the hub, run `{fetch}` where it can be reached and set data.source={LOCAL}NAME here"
+    print(f"prepare: looking for {data.source} in the cache and on the Hugging Face hub", flush=True)
     source = _loaded(data.source, f"{what} at {data.revision}", remedy, revision=data.revision)
     # Without the hub `datasets` serves what it cached last, of any commit; its folder is named after that.
     cached = {Path(file["filename"]).parent.name for rows in source.values() for file in rows.cache_files}
@@ -128,9 +154,9 @@ def _hub(data: Data) -> datasets.DatasetDict:
     return source
 
 
-def _loaded(path: str, what: str, remedy: str = "", **options) -> datasets.DatasetDict:
+def _loaded(path: str, what: str, remedy: str = "", load: Callable = datasets.load_dataset, **options) -> Any:
     try:
-        return datasets.load_dataset(path, **options)
+        return load(path, **options)
     except Exception as error:  # of many libraries: files, parquet, HTTP
         cause = error.__cause__ or error
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
@@ -169,6 +195,8 @@ def _column(chosen: str | None, key: str, kind: type, features: datasets.Feature
             raise UserError(f"{key} = {chosen} is a column of type {type(features[chosen]).__name__}")
         return chosen
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if not found and kind is datasets.Image:
+        raise UserError(f"the source has no column of pictures, only {', '.join(features)}")
     if len(found) != 1:
         raise UserError(
             f"the source has {len(found)} columns of type {kind.__name__}: set {key} to one of {', '.join(features)}"

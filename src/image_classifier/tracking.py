@@ -31,6 +31,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from mlflow.store.db import utils as databases
 
 from image_classifier import files
 from image_classifier.config import Config, Mlflow
@@ -45,6 +46,8 @@ EXPERIMENT_TAG = "dvc.experiment"
 LOCK_TAG = "training.lock"  # host and path of the lock that the training holds while it lives
 UNFINISHED = "unfinished-runs"  # in .resume: the runs that lost their server, under the SHA-256 of the weights
 
+databases.MAX_RETRY_COUNT = 4  # to open a database: in a second, not in 100; no setting has it
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # tells every try
 logging.getLogger("alembic").setLevel(logging.WARNING)  # says every table of a fresh sqlite store
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 
@@ -65,15 +68,17 @@ class Tracker(AbstractContextManager):
         with _tolerated("starting a run"):
             client, experiment = _connect(config.mlflow)
             lock = tags[LOCK_TAG]
-            run = _of_a_killed_training(client, experiment, lock) or _new_run(client, experiment)
-            client.update_run(run.info.run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
             tags = tags | {LOCK_TAG: f"{platform.node()}:{lock}", EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", "")}
+            # With its tags from the start: killed in the next moment it is still found.
+            run = _of_a_killed_training(client, experiment, lock) or _new_run(client, experiment, tags)
+            self.run_id = run.info.run_id
+            client.update_run(run.info.run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
             params = [] if run.data.params else _params(config, num_classes)
             client.log_batch(run.info.run_id, [], params, [RunTag(name, value) for name, value in tags.items()])
             source = "{source}@{revision}".format(**config.data.model_dump()).removesuffix("@None")
             data = Dataset(source, tags[DATA_TAG][:32], "dvc", source)
             client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
-            self.client, self.run_id = client, run.info.run_id
+            self.client = client
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None:
@@ -133,12 +138,12 @@ def add_to_model_run(
                 client.log_artifact(run.info.run_id, str(path))
         if onnx is not None:
             with mlflow.start_run(run_id=run.info.run_id):
+                client.set_terminated(run.info.run_id, "FINISHED")  # start_run has set it to RUNNING
                 source = _log_onnx(onnx)
             with suppress(MlflowException):  # there is one by this name
                 client.create_registered_model(settings.experiment_name)
             registered = client.create_model_version(settings.experiment_name, source, run.info.run_id)
             client.set_registered_model_alias(settings.experiment_name, ALIAS, registered.version)
-        client.set_terminated(run.info.run_id, "FINISHED")
 
 
 def sync(config: Config, sha256: str, train: Path, evaluate: Path) -> str:
@@ -160,7 +165,6 @@ def sync(config: Config, sha256: str, train: Path, evaluate: Path) -> str:
             values = {f"test_{name}": value for name, value in test.items() if not name.startswith("num_")}
             client.log_artifacts(run.info.run_id, str(evaluate), evaluate.name)
             client.log_batch(run.info.run_id, _points(values))
-        client.set_terminated(run.info.run_id, "FINISHED")
     except Exception as error:
         raise UserError(f"MLflow: {_reason(error)}; nothing is lost: run sync again when the server answers") from None
     return run.info.run_id
@@ -170,14 +174,16 @@ def _note(sha256: str) -> Path:
     return repository() / ".resume" / UNFINISHED / sha256
 
 
-def _new_run(client: MlflowClient, experiment: str) -> Run:
-    return client.create_run(experiment, run_name=os.environ.get("DVC_EXP_NAME"))  # without one MLflow makes it up
+def _new_run(client: MlflowClient, experiment: str, tags: dict[str, str] | None = None) -> Run:
+    name = os.environ.get("DVC_EXP_NAME")  # without one MLflow makes it up
+    return client.create_run(experiment, tags=tags, run_name=name)
 
 
 def _of_the_model(client: MlflowClient, experiment: str, sha256: str) -> Run:
     """The newest run of the model with these weights; a new one if there is none.
 
-    A training that lost its server could not tag its run, and left a note of it.
+    A training that lost its server could not tag its run, and left a note of it. The training is over, and so is its
+    run, whatever happens to the stage that adds to it.
     """
     with suppress(MlflowException, OSError):  # there is no note, or it is of another server
         client.set_tag(_note(sha256).read_text(), MODEL_TAG, sha256)
@@ -186,6 +192,7 @@ def _of_the_model(client: MlflowClient, experiment: str, sha256: str) -> Run:
     found = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
     run = found[0] if found else _new_run(client, experiment)
     client.set_tag(run.info.run_id, MODEL_TAG, sha256)
+    client.set_terminated(run.info.run_id, "FINISHED")
     return run
 
 
@@ -197,11 +204,8 @@ def _of_a_killed_training(client: MlflowClient, experiment: str, lock: str) -> R
     here = f"{platform.node()}:"
     query = f"tags.`{LOCK_TAG}` LIKE '{here}%' and attributes.status != 'FINISHED'"
     unfinished = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
-    paths = {run.info.run_id: Path(run.data.tags[LOCK_TAG].removeprefix(here)) for run in unfinished}
-    # With the lock's file removed the training was complete: evaluate or export is at the run.
-    unfinished = [run for run in unfinished if paths[run.info.run_id].is_file() or MODEL_TAG not in run.data.tags]
     for run in unfinished:
-        path = paths[run.info.run_id]
+        path = Path(run.data.tags[LOCK_TAG].removeprefix(here))
         if path != Path(lock) and run.info.status == "RUNNING":
             with suppress(OSError), FileLock(path, blocking=False) if path.is_file() else nullcontext():
                 client.set_terminated(run.info.run_id, "KILLED")  # no one holds it: its process is gone
@@ -262,13 +266,17 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.experiment_name
     mlflow.set_tracking_uri(uri)
     # Two processes that create a store or an experiment at once: one of them would fail.
-    with FileLock(root / "mlflow.db.lock"):
-        if uri == local and not (root / "mlflow.db").is_file():
-            with files.atomic(root / "mlflow.db") as unfinished:  # killed among its tables it could not be mended
-                MlflowClient(f"sqlite:///{unfinished}").search_experiments()
-        client = MlflowClient()
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
+    lock = FileLock(root / "mlflow.db.lock", timeout=60)
+    if uri == local:
+        with lock:
+            if not (root / "mlflow.db").is_file():
+                with files.atomic(root / "mlflow.db") as unfinished:  # killed among its tables it could not be mended
+                    MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+    client = MlflowClient()
+    if experiment := client.get_experiment_by_name(name):
+        return client, experiment.experiment_id
+    with lock:
+        if experiment := client.get_experiment_by_name(name):
             return client, experiment.experiment_id
         artifacts = (root / "mlruns").as_uri() if uri == local else None
         return client, client.create_experiment(name, artifact_location=artifacts)
