@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, edit_params
 from ruamel.yaml import YAML
 
-from image_classifier import config
+from image_classifier import config, tracking
 from image_classifier.errors import UserError
 from recipes.__main__ import apply
 
@@ -56,6 +56,18 @@ def test_a_wrong_value_is_one_line_with_key_value_and_what_is_allowed(params, ch
         config.load(params)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown(params):
+    edit_params(params.parent, {"mlflow": {"tracking_uri": "https://me:secret@mlflow.example.org"}})
+    with pytest.raises(UserError, match="tracking_uri holds a password: set MLFLOW_TRACKING_USERNAME") as error:
+        config.load(params)
+    assert "secret" not in str(error.value)
+
+
+def test_a_password_in_an_answer_is_not_shown():
+    error = ConnectionError("https://me:secret@mlflow.example.org:5000/api does not answer\nmore")
+    assert tracking._reason(error) == "https://mlflow.example.org:5000/api does not answer"
 
 
 def test_a_missing_key_is_named(params):

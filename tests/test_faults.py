@@ -27,7 +27,7 @@ from image_classifier.errors import UserError, run
 from image_classifier.files import sha256
 from stages import evaluate, export, prepare, train
 
-KILLED_AFTER = (4, 22)  # seconds: from DVC's own start to the middle of a stage; a tiny stage takes 5 to 15
+KILLED_AFTER = (1.5, 20)  # seconds: from DVC's own start to the middle of a stage; a tiny stage takes 3 to 10
 
 
 def outs(folder: Path) -> dict[str, str]:

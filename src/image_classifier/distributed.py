@@ -134,6 +134,7 @@ def _launch(stage: str, count: int, gpus: int) -> None:
     words = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--nproc-per-node", str(count)]
     try:
         # They meet in files: a store of torch's own would listen to the whole network, and unpickle what it gets.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         with tempfile.TemporaryDirectory() as folder:
             os.environ[MEETING] = f"file://{folder}/processes"
             words += ["--rdzv-endpoint", f"{folder}/agent", "-m", f"stages.{stage}"]
