@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -379,3 +380,16 @@ def test_verify_names_the_first_out_and_file_that_differ(trained, tmp_path):
     assert verify.difference(verify.outs(trained), verify.outs(other)) == ("export", "models/export")
     found = verify.file_that_differs(trained / "models/export", other / "models/export")
     assert found == trained / "models/export/hf/config.json"
+
+
+def test_verify_says_what_differs_from_the_machine_of_the_committed_bytes(trained, tmp_path, monkeypatch, capsys):
+    """The tiny pipeline stands for both reruns: alike, and unlike the committed lock."""
+    monkeypatch.setattr(verify, "rerun", lambda *_: trained)
+    monkeypatch.setattr(verify, "ENVIRONMENT", tmp_path / "environment.json")
+    monkeypatch.setattr(sys, "argv", ["verify", "--record"])
+    files.write_json(verify.ENVIRONMENT, verify.environment() | {"version.torch": "1.0.0"})
+    assert verify.main() == 0
+    printed = capsys.readouterr().out
+    assert "other bytes, first in prepare: data/shards" in printed
+    assert f"what differs: version.torch: 1.0.0 there, {version('torch')} here\n" in printed
+    assert files.read_json(verify.ENVIRONMENT, "")["version.torch"] == "1.0.0"  # recorded for the same bytes alone
