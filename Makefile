@@ -1,6 +1,11 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-PYTHON ?= python3
+# `make PYTHON=python3.12` names the interpreter that .venv is built with. Without it: python3, or the newest of the
+# others where that is no supported one. pyproject.toml has the bounds too, which a test compares.
+PYTHON ?=
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
+IS_SUPPORTED := import sys, sysconfig; sys.exit(sys.implementation.name != "cpython" \
+	or not (3, 11) <= sys.version_info[:2] <= (3, 14) or bool(sysconfig.get_config_var("Py_GIL_DISABLED")))
 # First on PATH, so that the stages which DVC starts run under this environment's Python.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -11,13 +16,21 @@ help: ## Print this help
 
 .PHONY: setup
 setup: .venv/installed ## Build .venv from requirements.txt; make a git repository where there is none
+	@test -z "$(PYTHON)" || test "$$($(PYTHON) --version)" = "$$(.venv/bin/python --version)" || \
+		{ echo "error: .venv has $$(.venv/bin/python --version): remove it to build it with $(PYTHON)" >&2; exit 1; }
 	@git rev-parse --git-dir >/dev/null 2>&1 || git init -q
 	@git config user.email >/dev/null || \
 		{ git config user.name "image-classifier" && git config user.email "image-classifier@localhost"; }
 	@git rev-parse -q --verify HEAD >/dev/null || { git add -A && git commit -qm "First commit"; }
 
 .venv/installed: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+	@for python in $(or $(PYTHON),$(PYTHONS)); do \
+		"$$python" -c '$(IS_SUPPORTED)' 2>/dev/null && break; python=; \
+	done; \
+	test -n "$$python" || { echo "error: this needs CPython 3.11 to 3.14 (not free-threaded), and there is none as" \
+		"$(or $(PYTHON),$(PYTHONS)): install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+	test "$$("$$python" --version)" = "$$(.venv/bin/python --version 2>/dev/null)" || rm -rf .venv; \
+	echo "$$python -m venv .venv"; "$$python" -m venv .venv
 	python -m pip install -q --require-hashes -r requirements.txt
 	python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
@@ -35,13 +48,19 @@ repro: setup ## Run the pipeline: prepare, train, evaluate, export
 recipe: setup ## Write a recipe into params.yaml: make recipe NAME=cifar10
 	@python -m recipes $(or $(NAME),$(error which one? make recipe NAME=cifar10; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
 
+.PHONY: check
+check: setup .venv/installed-test ## Lint, and run the tests that need no trained pipeline
+	ruff check
+	ruff format --check
+	python -m pytest -n 2 --dist worksteal -m "not full and not pipeline"
+
 .PHONY: test
 test: setup .venv/installed-test ## Run the tests
-	python -m pytest -m "not full"
+	python -m pytest -n 2 --dist worksteal -m "not full"
 
 .PHONY: test-full
 test-full: setup .venv/installed-test ## Run all tests, the long ones too
-	INPUTS=many python -m pytest
+	INPUTS=many python -m pytest -n 2 --dist worksteal
 
 .PHONY: bench
 bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may run beside them

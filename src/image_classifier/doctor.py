@@ -1,10 +1,13 @@
 """Is everything fit to run? One line a check, each failure with its remedy."""
 
+import platform
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
 
 from image_classifier import config
 from image_classifier.errors import UserError
@@ -27,11 +30,12 @@ def main() -> int:
 
 
 def _python() -> str:
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-        raise UserError(f"Python {sys.version.split()[0]} at {sys.executable}: use 3.11 or 3.12")
     try:
+        supported = metadata("image-classifier")["Requires-Python"]
+        if platform.python_version() not in SpecifierSet(supported, prereleases=True):
+            raise UserError(f"Python {platform.python_version()} at {sys.executable}: use one that is {supported}")
         packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-        return f"Python {sys.version.split()[0]}, {sys.executable}: {packages}"
+        return f"Python {platform.python_version()}, {sys.executable}: {packages}"
     except PackageNotFoundError as error:
         raise UserError(f"{error.name} is not installed: run `make setup`") from None
 
