@@ -8,13 +8,13 @@ is what they are for; PIL decodes and resizes PNG files of 32 x 32, held in memo
 The second pass is counted.
 """
 
-import os
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks import pairs
 from benchmarks.pictures import CLASSES, pictures, write_made_shards
+from image_classifier import runtime
 
 COUNT, BATCH_SIZE, SIZE = 4096, 128, 160
 
@@ -57,7 +57,7 @@ def pil() -> float:
         def __getitem__(self, number: int) -> tuple:
             return transform(Image.open(io.BytesIO(files[number])).convert("RGB")), number % len(CLASSES)
 
-    workers = len(os.sched_getaffinity(0))
+    workers = runtime.cpus()
     loader = DataLoader(Pictures(), BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=True)
     for _ in range(2):
         start = time.perf_counter()

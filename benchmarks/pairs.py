@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import resource
 import statistics
@@ -78,7 +77,7 @@ def environment(packages: Sequence[str]) -> str:
     facts = runtime.environment()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     commit = facts["git.commit"][:7] + (" with changes" if facts["git.dirty"] == "true" else "")
-    cores = len(os.sched_getaffinity(0))
+    cores = runtime.cpus()
     return f"{cores} cores of {facts['processor']}, Python {platform.python_version()}, {versions}, commit {commit}"
 
 

@@ -8,7 +8,6 @@ duplicates and writing shards with their checksums.
 """
 
 import io
-import os
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,10 @@ import numpy as np
 
 from benchmarks import pairs
 from benchmarks.pictures import CLASSES, pictures
+from image_classifier import runtime
 
 COUNT, SIZE = 4096, 160
-WORKERS = len(os.sched_getaffinity(0))
+WORKERS = runtime.cpus()
 
 
 def threads() -> float:

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import pairs
+from image_classifier import runtime
 
 COUNT, SIZE, BATCH_SIZE, PARTS = 200_000, 32, 128, 10
 
@@ -127,7 +128,7 @@ def photos() -> float:
     buffer = io.BytesIO()
     Image.fromarray(noisy).save(buffer, format="JPEG", quality=90)
     images, resize = [{"bytes": buffer.getvalue(), "path": None}] * 64, preprocess.Resize(160, "stretch")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(runtime.cpus()) as pool:
         start = time.perf_counter()
         made = list(pool.map(lambda _: len(preparation.make(resize, images, [""] * len(images))), range(32)))
     return sum(made) / (time.perf_counter() - start)

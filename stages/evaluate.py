@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-
 from image_classifier import config, engine, files, models, precision, report, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
@@ -14,7 +12,7 @@ CHECKPOINT = Path("models/checkpoint")
 METRICS = Path("metrics/evaluate")
 
 
-@FileLock(".resume/evaluate.lock", blocking=False)  # a killed DVC leaves its stage running
+@files.lock(".resume/evaluate.lock")  # a killed DVC leaves its stage running
 def main() -> None:
     """Classify the test pictures; write the metrics with their intervals, every prediction, and galleries."""
     print(f"evaluate: {sys.executable}")

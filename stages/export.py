@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-
 from image_classifier import config, engine, export, files, models, pictures, quantization, report, runtime, tracking
 from image_classifier.errors import run
 from image_classifier.precision import resolve
@@ -15,7 +13,7 @@ CHECKPOINT, EXPORT = Path("models/checkpoint"), Path("models/export")
 METRICS, REPORT = Path("metrics/export"), Path("metrics/report.md")
 
 
-@FileLock(".resume/export.lock", blocking=False)  # a killed DVC leaves its stage running
+@files.lock(".resume/export.lock")  # a killed DVC leaves its stage running
 def main() -> None:
     """Write the ONNX and Hugging Face folders; refuse them unless they are the model evaluated."""
     print(f"export: {sys.executable}")

@@ -5,8 +5,6 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from filelock import FileLock
-
 from image_classifier import config, files, preparation, sources, splits
 from image_classifier.errors import run
 from image_classifier.preprocess import Resize
@@ -15,7 +13,7 @@ from stages import took
 SHARDS, SCRATCH = Path("data/shards"), Path("data/.source")
 
 
-@FileLock(".resume/prepare.lock", blocking=False)  # a killed DVC leaves its stage running
+@files.lock(".resume/prepare.lock")  # a killed DVC leaves its stage running
 def main() -> None:
     """Load the source, split it, and stream each split into uint8 shards: all three or none."""
     print(f"prepare: {sys.executable}")

@@ -11,7 +11,7 @@ from stages import took
 
 TRAIN, VAL = Path("data/shards/train"), Path("data/shards/val")
 INDEX, CHECKPOINT = TRAIN / "index.json", Path("models/checkpoint")
-SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")  # of each epoch
+SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def fit(params: config.Config, chosen: precision.Precision, ranks: distributed.R
     if not ranks.first:
         return trainer.follow(state.load(ranks))  # the first process logs and saves for all
     tags = {"precision": chosen.name, "precision.reason": chosen.reason, "data.sha256": files.sha256(INDEX)}
-    tags |= runtime.environment() | {"processes": str(ranks.count), "training.lock": state.lock.lock_file}
-    with state.lock, tracking.Tracker("metrics/train", params, len(train.class_names), tags) as tracker:
+    tags |= runtime.environment() | {"processes": str(ranks.count)}
+    with state.lock, tracking.Tracker("metrics/train", params, len(train.class_names), tags, state.lock) as tracker:
         if kept := state.load(ranks):
             trainer.load_state_dict(kept)
             print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")

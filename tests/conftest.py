@@ -4,15 +4,18 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach out
+os.environ["OMP_NUM_THREADS"] = "1"  # `make test` runs two tests at a time
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
     os.environ.pop(name, None)
@@ -24,7 +27,7 @@ TINY_MODEL = """{
   "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 64], "expand_ratio": 2.0
 }"""
 TINY_PARAMS = {
-    "num_threads": 2,
+    "num_threads": 1,
     "data": {"image_size": 64, "subset_size": 200},
     "model": {"name": "tiny-model"},
     "training": {
@@ -39,16 +42,50 @@ TINY_PARAMS = {
 }
 
 
+HANGS = 1800  # seconds after which a test gives up waiting: a guard against hanging, never a measure of speed
+# Root may override file modes and users may not: what a user may do is tried without that right.
+AS_A_USER = ["setpriv", *(f"--{kind}=-dac_override,-dac_read_search,-fowner" for kind in ("bounding-set", "inh-caps"))]
+AS_A_USER = AS_A_USER if os.geteuid() == 0 else []
+
 TRIED: Counter[str] = Counter()  # malformed inputs, by what was given them
 KILLED: Counter[str] = Counter()  # whole pipelines, by the stage that was running
+
+
+def pytest_sessionfinish(session) -> None:
+    """In a worker of pytest-xdist: hand the counts to the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = [dict(TRIED), dict(KILLED)]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Add up the counts of a worker that has ended."""
+    for counts, found in zip((TRIED, KILLED), getattr(node, "workeroutput", {}).get("counts", ()), strict=False):
+        counts.update(found)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Say how many malformed inputs were tried and how many kills survived."""
     for what, counts in (("malformed inputs tried", TRIED), ("kills survived", KILLED)):
         if counts:
-            each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            each = ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts))
             terminalreporter.write_line(f"{what}: {counts.total():,} ({each})")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need the trained pipeline, which `make check` leaves out."""
+    for item in items:
+        if "trained" in getattr(item, "fixturenames", ()):
+            item.add_marker("pipeline")
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Wait until `condition` holds, as long as `process` lives."""
+    started = time.monotonic()
+    while not condition():
+        assert process is None or process.poll() is None, "the process ended too early"
+        assert time.monotonic() - started < HANGS
+        time.sleep(0.05)
 
 
 def edit_params(folder: Path, changes: dict) -> None:
@@ -64,9 +101,9 @@ def edit_params(folder: Path, changes: dict) -> None:
 
 
 def command(folder: Path, *words: str, ok: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command in a folder; the guard against hanging is generous."""
+    """Run a command in a folder."""
     result = subprocess.run(
-        words, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+        words, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=HANGS
     )
     assert not ok or result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
     return result
@@ -103,15 +140,22 @@ def own_store(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(tmp_path_factory, worker_id) -> Path:
     """The tiny pipeline after a real `dvc repro` without a network, committed. Read it, do not write in it."""
-    folder = new_project(tmp_path_factory.mktemp("trained") / "project")
-    # The network is refused, and no setting keeps anyone from trying it.
-    refused = {"HF_HUB_OFFLINE": "0", "NETWORK_LOG": str(folder.parent / "network.log")}
-    refused["PYTHONPATH"] = str(ROOT / "tests/no_network")
-    command(folder, "dvc", "repro", **refused)
-    command(folder, "git", "add", "-A")
-    command(folder, "git", "commit", "-qm", "trained")
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared if worker_id == "master" else shared.parent  # the workers of pytest-xdist have one between them
+    folder = shared / "trained/project"
+    with FileLock(shared / "trained.lock", timeout=HANGS):
+        if not (shared / "trained/done").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+            new_project(folder)
+            # The network is refused, and no setting keeps anyone from trying it.
+            refused = {"HF_HUB_OFFLINE": "0", "NETWORK_LOG": str(folder.parent / "network.log")}
+            refused["PYTHONPATH"] = str(ROOT / "tests/no_network")
+            command(folder, "dvc", "repro", **refused)
+            command(folder, "git", "add", "-A")
+            command(folder, "git", "commit", "-qm", "trained")
+            (shared / "trained/done").touch()
     return folder
 
 

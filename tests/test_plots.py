@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import command
+from conftest import HANGS, command
 
 CHARTS = {
     "Loss",
@@ -30,7 +30,7 @@ def test_the_page_of_plots_draws_every_chart_without_a_network(project, tmp_path
     browser = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     browser += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"]
     browser += ["--virtual-time-budget=20000", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(browser, capture_output=True, text=True, timeout=120)
+    shown = subprocess.run(browser, capture_output=True, text=True, timeout=HANGS)
     body = shown.stdout[shown.stdout.rindex("</head>") :]
     drawn = dict(re.findall(r'<div id="([^"]+)" class="vega-embed[^"]*">.*?<canvas width="(\d+)"', body, re.S))
     assert drawn.keys() >= CHARTS

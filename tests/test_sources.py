@@ -15,7 +15,7 @@ from conftest import command, edit_params
 from PIL import Image
 from test_preprocess import encoded
 
-from image_classifier import config, files, preparation, preprocess, sources
+from image_classifier import config, files, preparation, preprocess, runtime, sources
 from image_classifier.errors import UserError
 from image_classifier.shards import ShardReader
 from stages import prepare
@@ -288,13 +288,14 @@ def test_a_class_that_duplicates_would_empty_is_refused(workspace):
     assert "no picture of the class cat, dog is left in val" in refused()
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_cores(workspace, monkeypatch):
+def test_the_bytes_do_not_depend_on_the_number_of_cpus(workspace, monkeypatch):
     class_folders(workspace / "data/raw/pets", 40)
-    prepare.main()
-    before = {path: files.sha256(path) for path in Path("data/shards").rglob("*") if path.is_file()}
-    monkeypatch.setattr("image_classifier.preparation.os.sched_getaffinity", lambda _: {0})
-    prepare.main()
-    assert before == {path: files.sha256(path) for path in before}
+    made = []
+    for cpus in (1, 3):
+        monkeypatch.setattr(runtime, "cpus", lambda cpus=cpus: cpus)
+        prepare.main()
+        made.append({path: files.sha256(path) for path in Path("data/shards").rglob("*") if path.is_file()})
+    assert made[0] == made[1]
 
 
 def test_a_hub_dataset_needs_a_commit(workspace):

@@ -1,7 +1,10 @@
 """What the real runs left in MLflow, and that MLflow never costs a run."""
 
+import getpass
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import socket
@@ -14,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
-from conftest import command
+from conftest import HANGS, command, edit_params, wait_for
 from filelock import FileLock
 from mlflow import MlflowClient
 
@@ -84,17 +87,24 @@ def test_a_store_that_cannot_be_reached_costs_no_run(project, monkeypatch, capsy
 
 def test_a_damaged_store_costs_no_run(project, capsys):
     Path("mlflow.db").write_bytes(b"no database" * 1000)
-    started = time.monotonic()
     tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, [])
-    assert time.monotonic() - started < 30  # MLflow alone tries for 100 seconds
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: MLflow: logging failed: ") and "file is not a database" in line
+
+
+def test_a_store_that_cannot_be_opened_is_given_up(project, monkeypatch, capsys):
+    naps = []
+    monkeypatch.setattr(tracking.databases.time, "sleep", naps.append)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'metrics'}")  # a folder
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, [])
+    assert 0 < sum(naps) < 5  # seconds between its tries, which MLflow alone would stretch to 100
+    assert capsys.readouterr().err.startswith("warning: MLflow: logging failed: ")
 
 
 def test_a_server_that_never_answers_is_given_up(project, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://name:secret@127.0.0.1:{silent.getsockname()[1]}")
-        evaluate.main()
+        tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, [])
     warning = capsys.readouterr().err
     assert "warning: MLflow: logging failed" in warning and "secret" not in warning
     tries = 1 + int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
@@ -110,11 +120,16 @@ def test_a_model_without_a_run_gets_one(project, monkeypatch):
     assert run.data.metrics == {"test_accuracy": 0.5, "test_loss": 1.5}
 
 
-def test_a_run_that_fails_does_not_stay_running(project):
-    tags = {"test": "fails", "data.sha256": "0", "training.lock": "fails.lock"}
+def tracker(name: str, **tags: str) -> tracking.Tracker:
+    """A training whose lock, and what it keeps beside it, lie in .resume/NAME, as its state does."""
+    Path(".resume", name).mkdir(exist_ok=True)
+    lock = FileLock(f".resume/{name}/lock")
+    return tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", **tags}, lock)
 
+
+def test_a_run_that_fails_does_not_stay_running(project):
     def fail():
-        with tracking.Tracker("metrics/train", config.load(), 10, tags):
+        with tracker("fails", test="fails"):
             raise ValueError
 
     with pytest.raises(ValueError):
@@ -125,21 +140,17 @@ def test_a_run_that_fails_does_not_stay_running(project):
 
 
 def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
-    def tracker(lock: str) -> tracking.Tracker:
-        return tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", "training.lock": lock})
-
     def status(run_id: str) -> str:
         return client.get_run(run_id).info.status
 
     client, epoch = MlflowClient(f"sqlite:///{project / 'mlflow.db'}"), {"train_loss": 1.5, "val_accuracy": 0.5}
-    with FileLock("first.lock"):
-        first = tracker("first.lock")
+    first = tracker("first")
+    with FileLock(".resume/first/lock"):
         first.log_epoch(0, epoch)
-        other = tracker("other.lock")
+        other = tracker("other")
         assert (status(first.run_id), status(other.run_id)) == ("RUNNING", "RUNNING")  # the first is alive
     # Both have died without a word, and the first goes on.
-    Path("other.lock").touch()
-    again = tracker("first.lock")
+    again = tracker("first")
     assert again.run_id == first.run_id
     assert (status(first.run_id), status(other.run_id)) == ("RUNNING", "KILLED")
     again.log_epoch(0, epoch)  # from the resume state, as DVCLive needs it
@@ -149,31 +160,58 @@ def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
     assert status(first.run_id) == "FINISHED"
 
 
-def test_a_training_killed_just_before_its_end_goes_on_in_its_run(project):
-    def begun(name: str) -> str:
-        tracker = tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", "training.lock": name})
-        client.set_tag(tracker.run_id, tracking.MODEL_TAG, name)
-        return tracker.run_id
+def test_the_same_training_elsewhere_has_a_run_of_its_own(project, tmp_path, monkeypatch):
+    """On another machine with the same host name, or in another clone: the same path, the same server."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+    client, here = MlflowClient(f"sqlite:///{project / 'mlflow.db'}"), tracker("same")
+    monkeypatch.chdir(shutil.copytree(project, tmp_path / "clone", ignore=shutil.ignore_patterns(".resume")))
+    Path(".resume").mkdir()
+    there, other = tracker("same"), tracker("other")
+    assert len({here.run_id, there.run_id, other.run_id}) == 3
+    assert client.get_run(here.run_id).info.status == "RUNNING"  # whether it is alive cannot be seen from there
+    assert client.get_run(there.run_id).info.status == "KILLED"
 
-    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    first = begun("first.lock")
-    begun("other.lock")
-    assert client.get_run(first).info.status == "KILLED"
-    assert begun("first.lock") == first
+
+@pytest.mark.parametrize("status", ["RUNNING", "FINISHED"])
+def test_a_training_killed_just_before_its_end_goes_on_in_its_run(project, status):
+    client, first = MlflowClient(f"sqlite:///{project / 'mlflow.db'}"), tracker("first")
+    client.set_tag(first.run_id, tracking.MODEL_TAG, "0" * 64)
+    client.set_terminated(first.run_id, status)
+    assert tracker("first").run_id == first.run_id
 
 
 def test_a_run_has_its_tags_from_the_start(project, monkeypatch):
     def killed(*_, **__):
         raise SystemExit
 
-    tags = {"data.sha256": "0", "training.lock": "early.lock"}
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "update_run", killed)
         with pytest.raises(SystemExit):
-            tracking.Tracker("metrics/train", config.load(), 10, tags)
+            tracker("early")
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    (orphan,) = [run for run in runs(client) if run.data.tags.get("training.lock", "").endswith("early.lock")]
-    assert tracking.Tracker("metrics/train", config.load(), 10, tags).run_id == orphan.info.run_id
+    drawn = Path(".resume/early", tracking.TRAINING).read_text()
+    (orphan,) = [run for run in runs(client) if run.data.tags.get(tracking.TRAINING_TAG) == drawn]
+    assert tracker("early").run_id == orphan.info.run_id
+
+
+def test_no_tag_tells_a_user_a_host_or_a_path(trained, client):
+    (run,) = runs(client)
+    told = " ".join(run.data.tags.values())
+    for secret in (str(Path.home()), str(trained), sys.prefix, platform.node(), getpass.getuser()):
+        assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", told), secret
+
+
+@pytest.mark.parametrize("password", ["hushed", "hushed/muted@stilled", "hushed:muted@stilled/quiet"])
+def test_a_password_is_never_told(project, monkeypatch, capsys, password):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:{password}@127.0.0.1:9")
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, [])
+    told = capsys.readouterr().err
+    assert told.startswith("warning: MLflow: logging failed")
+    assert not any(part in told for part in ("somebody", *re.split("[:/@]", password)))
+    edit_params(project, {"mlflow": {"tracking_uri": f"http://somebody:{password}@127.0.0.1:9"}})
+    with pytest.raises(UserError, match="mlflow.tracking_uri holds a password") as refused:
+        config.load()
+    assert password not in str(refused.value)
 
 
 def test_a_killed_export_leaves_no_run_running(project, monkeypatch):
@@ -189,8 +227,9 @@ def test_a_killed_export_leaves_no_run_running(project, monkeypatch):
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, monkeypatch):
     """Start a real MLflow server on one store, as often as it is asked to."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # seconds: on a busy machine it is slow, and not away
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -217,11 +256,12 @@ def server(tmp_path):
         processes.append(
             subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         )
-        for _ in range(300):
-            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
-                return
-            time.sleep(0.2)
-        raise TimeoutError("the MLflow server did not start")
+        wait_for(healthy, processes[-1])
+
+    def healthy() -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=60):
+            return True
+        return False
 
     def kill() -> None:
         for process in processes:
@@ -288,7 +328,7 @@ def test_two_first_runs_at_once_share_a_fresh_store(project):
     commands = [[sys.executable, "-c", code.format(number)] for number in range(2)]
     both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for words in commands]
     for process in both:
-        assert process.communicate(timeout=120)[1] == ""
+        assert process.communicate(timeout=HANGS)[1] == ""
     assert len(runs(MlflowClient(f"sqlite:///{project / 'mlflow.db'}"))) == 2
 
 
@@ -330,18 +370,27 @@ def test_another_person_can_read_the_run(trained, client):
     assert {"report.md", "evaluate/mistakes.png", "evaluate/predictions.csv"} <= logged
 
 
+def queue_ended(project: Path, count: int) -> str:
+    """Wait for this many queued experiments, all of which must have succeeded; what `dvc queue status` says then."""
+
+    def ended() -> bool:
+        time.sleep(2)
+        said.append(command(project, "dvc", "queue", "status").stdout)
+        return said[-1].count("Success") + said[-1].count("Failed") == count
+
+    said: list[str] = []
+    wait_for(ended)
+    assert said[-1].count("Success") == count, said[-1]
+    return said[-1]
+
+
 @pytest.mark.full
 def test_two_queue_workers_make_one_store_in_the_repository(project):
     for path in project.glob("mlflow.db*"):
         path.unlink()
     command(project, "dvc", "exp", "run", "--queue", "-S", "training.learning_rate=2e-3,3e-3")
     command(project, "dvc", "queue", "start", "-j", "2")
-    for _ in range(100):
-        status = command(project, "dvc", "queue", "status").stdout
-        if status.count("Success") + status.count("Failed") == 2:
-            break
-        time.sleep(4)
-    assert status.count("Success") == 2, status
+    status = queue_ended(project, 2)
     command(project, "dvc", "queue", "stop", ok=False)
     found = runs(MlflowClient(f"sqlite:///{project / 'mlflow.db'}"))
     assert sorted(run.data.params["training.learning_rate"] for run in found) == ["0.002", "0.003"]
@@ -358,12 +407,7 @@ def test_four_queued_experiments_share_a_server(project, server):
     command(project, "dvc", "exp", "run", "--queue", "-S", f"training.learning_rate={','.join(rates)}")
     # Workers have the environment of `queue start`, not that of `exp run --queue`.
     command(project, "dvc", "queue", "start", "-j", "2", MLFLOW_TRACKING_URI=address)
-    for _ in range(100):
-        status = command(project, "dvc", "queue", "status").stdout
-        if status.count("Success") + status.count("Failed") == len(rates):
-            break
-        time.sleep(6)
-    assert status.count("Success") == len(rates), status
+    queue_ended(project, len(rates))
     command(project, "dvc", "queue", "stop", ok=False)
     found = runs(MlflowClient(address))
     assert sorted(run.data.params["training.learning_rate"] for run in found) == [f"0.00{n}" for n in range(1, 5)]

@@ -21,9 +21,9 @@ def main() -> int:
     )
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.add_argument("--output", type=Path, metavar="FILE", help="write a table: .csv, .json or .parquet")
-    runtime = predict.add_mutually_exclusive_group()
-    runtime.add_argument("--torch", action="store_true", help="compute in torch instead of ONNX Runtime")
-    runtime.add_argument("--int8", action="store_true", help="compute in int8, where export.int8 made a model for it")
+    backend = predict.add_mutually_exclusive_group()
+    backend.add_argument("--torch", action="store_true", help="compute in torch instead of ONNX Runtime")
+    backend.add_argument("--int8", action="store_true", help="compute in int8, where export.int8 made a model for it")
     compare = commands.add_parser("compare", help="say whether one model is better than another on the same pictures")
     for name in ("A", "B"):
         compare.add_argument(name, help="an experiment, a revision, or workspace")
@@ -33,8 +33,8 @@ def main() -> int:
     if options.command == "predict":
         from image_classifier import predict
 
-        runtime = "torch" if options.torch else "int8" if options.int8 else "onnx"
-        return predict.main(options.paths, options.top_k, options.threshold, options.json, options.output, runtime)
+        backend = "torch" if options.torch else "int8" if options.int8 else "onnx"
+        return predict.main(options.paths, options.top_k, options.threshold, options.json, options.output, backend)
     if options.command == "compare":
         from image_classifier import compare
 

@@ -21,6 +21,8 @@ def is_commit(revision: str | None) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
+# A user's name and password in an address, which end at its last @: a password may hold any sign. A file's has none.
+PASSWORD = r"(?<!sqlite:)(?<!file:)(?<!/)//\S*@"
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 # MobileViT halves the picture five times; other backbones are content with the same sizes.
@@ -128,7 +130,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if re.search("//[^/]+@", self.mlflow.tracking_uri or ""):  # whose value is not to be shown
+        if re.search(PASSWORD, self.mlflow.tracking_uri or ""):  # whose value is not to be shown
             raise ValueError("mlflow.tracking_uri holds a password: set MLFLOW_TRACKING_USERNAME and _PASSWORD instead")
         for size in self.training.resolution_schedule or []:
             if size > self.data.image_size:

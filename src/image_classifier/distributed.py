@@ -18,15 +18,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from image_classifier import files, runtime
 from image_classifier.errors import UserError
 
 MEETING = "TRAINING_MEETING"  # in the environment: where the processes of one machine find each other
+# A process keeps an error to itself for this long: what all of them find the first one says, and if another is gone
+# its message is the one to read. Meanwhile torchrun ends this one, which takes a while on a busy machine.
+SILENT = 30  # seconds
 # Our own messages say what failed; torchrun's box of 30 lines around them would not add to it.
 logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
 
@@ -118,7 +121,7 @@ def run(stage: str, num_processes: int | str, device: torch.device, work: Callab
     if count > 1 and not dist.is_torchelastic_launched():
         return _launch(stage, count, gpus)
     rank = os.environ.get("RANK", "0") if dist.is_torchelastic_launched() else "0"
-    lock = FileLock(f".resume/{stage}{rank.removeprefix('0')}.lock", blocking=False)
+    lock = files.lock(f".resume/{stage}{rank.removeprefix('0')}.lock")
     with lock, joined(device) as ranks:  # a killed DVC leaves its stage running
         work(ranks)
 
@@ -126,7 +129,7 @@ def run(stage: str, num_processes: int | str, device: torch.device, work: Callab
 def _launch(stage: str, count: int, gpus: int) -> None:
     if gpus and count > gpus:
         raise UserError(f"training.num_processes = {count}, but there are {gpus} GPUs: set it to auto")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, runtime.cpus() // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds until those still there are killed
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine alone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch says that no parameter went unused
@@ -166,13 +169,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             yield ranks
     except (UserError, OSError):
         if not ranks.first:
-            time.sleep(2)  # what all of them find the first one says, and torchrun ends the others meanwhile
+            time.sleep(SILENT)
         raise
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ("gloo", "NCCL", "onnection")):
             raise
-        # Another process is gone. Its message is the one to read: here, torchrun ends this one meanwhile.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(5)
+        time.sleep(SILENT)
         raise UserError("another process of this training is gone: see its machine's messages") from None
     dist.destroy_process_group()

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from image_classifier import metrics, models, preprocess
 from image_classifier.config import Training
 from image_classifier.distributed import Ranks
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, first_line
 from image_classifier.precision import Precision
 from image_classifier.preprocess import Normalize
 from image_classifier.runtime import derive_seed
@@ -86,6 +86,7 @@ class Trainer:
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self):
+        self._check_sizes()
         self.precision.place(self.network)
         self.normalize.to(self.precision.device)
         steps = self.training.num_epochs * num_batches(len(self.train), self.training.batch_size)
@@ -155,7 +156,7 @@ class Trainer:
         rank, ranks = self.ranks.rank, self.ranks.count
         whole = [len(batch) for batch in dealt(order, self.training.batch_size)]  # of all processes
         rows = np.concatenate(dealt(order, self.training.batch_size, rank, ranks))  # of this one
-        self._train_mode()
+        _train_mode(self.network)
         # What is measured stays on the device until the epoch ends: reading it would wait for the GPU.
         losses, rates, guesses = [], [], []
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
@@ -254,13 +255,46 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
         self.history, self.best = state["history"], state["best"]
 
-    def _train_mode(self) -> None:
-        """Training mode, but for frozen parts: their batch-norm statistics stay as they are too."""
-        self.network.train()
-        for module in self.network.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
+    def _check_sizes(self) -> None:
+        """Try the smallest batch at every size that training will use, before anything is trained.
+
+        Raises UserError: the network cannot take it.
+        """
+        training, count, full_size = self.training, len(self.train), self.train.resize.size
+        epochs = range(training.num_epochs)
+        sizes = {image_size(training.resolution_schedule, e, training.num_epochs, full_size) for e in epochs}
+        tried = dict.fromkeys(sizes, count // num_batches(count, training.batch_size))
+        if training.batch_norm_images:  # on which the statistics are recomputed at full size
+            sample = min(training.batch_norm_images, count)
+            smallest = sample // num_batches(sample, training.batch_size)
+            tried[full_size] = min(smallest, tried.get(full_size, smallest))
+        trial = copy.deepcopy(self.network)  # batch norm's statistics change in it
+        _train_mode(trial)
+        for size, smallest in sorted(tried.items()):
+            try:
+                with torch.no_grad():
+                    pixels = torch.zeros(min(smallest, 2), 3, size, size)
+                    trial(pixel_values=pixels, **models.forward_options(trial, size))
+            except (ValueError, RuntimeError, LookupError, TypeError) as error:  # of any architecture
+                name = type(trial).__name__
+                if "more than 1 value per channel" in str(error):
+                    raise UserError(
+                        f"training.batch_size = {training.batch_size} leaves a batch of one image, on which batch norm "
+                        f"in {name} cannot train at {size} px: set it to 3 or more"
+                    ) from None
+                raise UserError(
+                    f"{name} cannot be trained at {size} px ({first_line(error)}): choose another data.image_size, or "
+                    "set training.resolution_schedule=null"
+                ) from None
+
+
+def _train_mode(network: nn.Module) -> None:
+    """Training mode, but for frozen parts: their batch-norm statistics stay as they are too."""
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
 
 
 def with_progress(batches: Batches, count: int, title: str, shown: bool = True) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,7 +1,6 @@
 """The model in the formats that others load, and the check that it is still the same model."""
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, pipeline
 
 from image_classifier import files
 from image_classifier.config import Export
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, first_line
 from image_classifier.preprocess import Normalize, Resize
 
 OPSET = 20
@@ -85,8 +84,7 @@ def session(path: str | Path, num_threads: int | None = None) -> onnxruntime.Inf
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be loaded ({reason}): {remedy}") from None
+        raise UserError(f"{path} cannot be loaded ({first_line(error)}): {remedy}") from None
 
 
 def write(
@@ -98,7 +96,7 @@ def write(
     class_names: list[str],
 ) -> None:
     """Write the float formats of a checkpoint, which holds the network, into `folder`."""
-    shutil.copytree(checkpoint, folder / "hf")
+    files.copy(checkpoint, folder / "hf")
     to_onnx(folder / FILES["onnx"], network, normalize, resize, class_names)
 
 

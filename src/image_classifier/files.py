@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,11 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from safetensors import SafetensorError
 
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, first_line
 
 SUMS = "SHA256SUMS"  # of a sealed folder, as sha256sum writes and checks it
+# What can go wrong with a write to an open file; the error then does not name the file.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+def lock(path: str | Path, timeout: float = 0) -> FileLock:
+    """A lock that whoever uses this checkout can take, not only the user who took it first.
+
+    Raises filelock.Timeout when it is entered: another process held it for `timeout` seconds.
+    """
+    return FileLock(path, timeout=timeout, mode=0o666)
 
 
 def sha256(path: str | Path) -> str:
@@ -27,19 +39,48 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` for a file or folder to be made; rename it into place on success.
 
     What stood under `path` is replaced. On failure the unfinished work is removed and `path` stays
-    as it was.
+    as it was. Every file gets the permissions of a new one, whatever its writer chose.
+
+    Raises UserError: `path` cannot be written. Any other error of the caller's work passes unchanged.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    remove(unfinished)
+    with _blamed_on(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(unfinished)
     try:
-        yield unfinished
-        _replace(unfinished, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written: {error}") from error
+        try:
+            yield unfinished
+        except (OSError, SafetensorError) as error:
+            if not _is_a_write(error, unfinished):
+                raise
+            raise _unwritable(path, error) from error
+        with _blamed_on(path):
+            _replace(unfinished, path)
     finally:
         remove(unfinished)
+
+
+@contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be written: {first_line(error)}")
+
+
+def _is_a_write(error: Exception, unfinished: Path) -> bool:
+    """Whether an error in the caller's work comes from writing to `unfinished` rather than from reading something."""
+    if isinstance(error, SafetensorError):  # holds the number of the system's error as text
+        return any(f"os error {number})" in str(error) for number in FULL)
+    named = [Path(name).absolute() for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+    if not named:
+        return error.errno in FULL
+    return any(path.is_relative_to(unfinished.absolute()) for path in named)
 
 
 @contextmanager
@@ -50,23 +91,28 @@ def resumable(path: Path, key: str) -> Iterator[Path]:
     """
     unfinished = path.with_name(f".{path.name}.unfinished")
     mark = unfinished / ".key"
-    if not mark.is_file() or mark.read_text() != key:
-        remove(unfinished)
-        unfinished.mkdir(parents=True)
-        mark.write_text(key)
+    with _blamed_on(path):
+        if not mark.is_file() or mark.read_text() != key:
+            remove(unfinished)
+            unfinished.mkdir(parents=True)
+            mark.write_text(key)
     try:
         yield unfinished
     except UserError as error:
         if not isinstance(error.__cause__, OSError):  # not cut short: the same input would end the same way
             remove(unfinished)
         raise
-    for note in unfinished.glob(".*"):
-        note.unlink()
-    _replace(unfinished, path)
+    with _blamed_on(path):
+        for note in unfinished.glob(".*"):
+            note.unlink()
+        _replace(unfinished, path)
 
 
 def _replace(unfinished: Path, path: Path) -> None:
+    os.umask(umask := os.umask(0))  # it can be read only by setting it
     for part in (unfinished, *unfinished.rglob("*")):
+        if part.is_file():  # safetensors makes its files for their owner alone
+            part.chmod(0o666 & ~umask)
         _to_disk(part)  # or a power cut could leave the name without the content
     if path.is_dir() or unfinished.is_dir():
         remove(path)
@@ -110,9 +156,18 @@ def read_json(path: str | Path, remedy: str) -> Any:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy what a folder holds, but not its permissions: what DVC links from its cache is read-only."""
+    target.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        to = target / path.relative_to(source)
+        to.mkdir() if path.is_dir() else shutil.copyfile(path, to)
+
+
 def seal(folder: Path) -> None:
     """Write the checksums of a folder's files, not of those in folders below it, beside them."""
-    (folder / SUMS).write_text("".join(_sums(folder)))
+    with atomic(folder / SUMS) as unfinished:  # what stands there may be read-only
+        unfinished.write_text("".join(_sums(folder)))
 
 
 def check_seal(folder: Path, remedy: str) -> None:

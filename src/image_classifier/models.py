@@ -16,7 +16,7 @@ from transformers import logging as transformers_logging
 
 from image_classifier import files
 from image_classifier.config import Model, is_commit
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, first_line
 from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize, Resize, normalization_of, processor
 from image_classifier.shards import ShardReader
 
@@ -127,7 +127,7 @@ def _require_commit(model: Model) -> None:
 
 
 def _cannot_load(model: Model, error: Exception) -> UserError:
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    reason = first_line(error).rstrip(".")
     if Path(model.name).is_dir():
         return UserError(f"model.name = {model.name} cannot be loaded: {reason}; check that folder")
     revision = f" --revision {model.revision}" if model.revision else ""
@@ -183,10 +183,9 @@ def normalization(name: str, model: Model) -> Normalize:
         found = AutoImageProcessor.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
         return normalization_of(found.to_dict())
     except Exception as error:
-        reason = " ".join(str(error).split())
         raise UserError(
             f"data.normalization = checkpoint: {model.name} has no preprocessor_config.json that can be followed "
-            f"({reason}); choose imagenet or none"
+            f"({first_line(error)}); choose imagenet or none"
         ) from None
 
 
@@ -211,7 +210,7 @@ def load(folder: str | Path, stage: str = "train") -> tuple[PreTrainedModel, Nor
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:
-        raise UserError(f"{folder} cannot be loaded ({str(error).splitlines()[0]}): {remedy}") from None
+        raise UserError(f"{folder} cannot be loaded ({first_line(error)}): {remedy}") from None
     resize = Resize(processing["crop_size"]["height"], "crop" if processing["do_center_crop"] else "stretch")
     return network.to(memory_format=torch.channels_last).eval(), normalization_of(processing), resize
 

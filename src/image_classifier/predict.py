@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from image_classifier import export, files, models, preprocess
+from image_classifier import export, files, models, preprocess, runtime
 from image_classifier.errors import UserError
 
 MODELS = Path("models/export")
@@ -66,15 +66,15 @@ class Predictor:
             return str(error)
 
 
-def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, runtime: str) -> int:
+def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, backend: str) -> int:
     """Print what each picture shows, or write it to `output`; return 1 if any could not be read.
 
-    `runtime` is torch, or a format of the ONNX file: onnx, int8. Pictures pass in batches; what is
+    `backend` is torch, or a format of the ONNX file: onnx, int8. Pictures pass in batches; what is
     written or printed as JSON is held as text until the end.
     """
     if output is not None and output.suffix not in WRITERS:
         raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
-    predictor = Predictor.from_torch() if runtime == "torch" else Predictor.from_onnx(MODELS / export.FILES[runtime])
+    predictor = Predictor.from_torch() if backend == "torch" else Predictor.from_onnx(MODELS / export.FILES[backend])
     pictures = list(_pictures(paths))
     started, failed, results = time.perf_counter(), 0, []
     progress = tqdm(_classified(predictor, pictures), total=len(pictures), unit=" images", leave=False, disable=None)
@@ -104,7 +104,7 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
 
 def _classified(predictor: Predictor, pictures: list[Path]) -> Iterator[tuple[Path, np.ndarray | str]]:
     """Every picture with its probabilities [classes], or with what is wrong with it; a batch in memory at a time."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(runtime.cpus()) as threads:
         for start in range(0, len(pictures), BATCH_SIZE):
             batch = pictures[start : start + BATCH_SIZE]
             loaded = list(threads.map(predictor.load, batch))

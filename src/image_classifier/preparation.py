@@ -1,11 +1,8 @@
 """From the rows of a source to shards: decode, screen, resize, on every core."""
 
-import os
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -19,7 +16,10 @@ from image_classifier.preprocess import Resize
 from image_classifier.shards import ShardWriter
 from image_classifier.splits import Screen
 
-TASK_SIZE = 64  # pictures that a thread takes at a time
+TASK_SIZE = 64  # pictures that a thread takes at a time, at most
+TASK_BYTES = 2**24  # of their files and of what becomes of them, at most, where there is more than one
+BYTES_AHEAD = 2**29  # of all tasks that are begun and not yet written
+ROWS_READ = 8  # at a time: one by one takes longer
 SMALL = 128 * 128  # pixels: up to here a picture is resized together with others of its size
 
 
@@ -38,38 +38,72 @@ def write(
     """Write the pictures that `screen` admits, of rows with the columns of `sources.load`; count them by class.
 
     With `size`, as many of each class as its first `size` rows hold. Shards that `folder` holds
-    already are kept. The bytes do not depend on that, nor on the number of cores: threads decode and
+    already are kept. The bytes do not depend on that, nor on the number of CPUs: threads decode and
     resize, in order.
     """
     torch.set_num_threads(1)  # each thread resizes by itself
-    cores = len(os.sched_getaffinity(0))
     writer = ShardWriter(folder, resize, screen.findings[split])
     for digest in writer.written():
         screen.seen.setdefault(digest, split)
     wanted = Counter(rows["label"][:size])
-    with (
-        ThreadPoolExecutor(cores) as threads,
-        tqdm(total=wanted.total(), initial=writer.rows, desc=split, unit=" images", leave=False, disable=None) as bar,
-    ):
-        rest = rows.skip(writer.rows) if writer.rows < len(rows) else rows.take(0)  # to skip all is refused
-        for part in rest.iter(2 * cores * TASK_SIZE):  # so memory does not grow with the source
+    rest = rows.skip(writer.rows) if writer.rows < len(rows) else rows.take(0)  # to skip all is refused
+    with tqdm(total=wanted.total(), initial=writer.rows, desc=split, unit=" images", leave=False, disable=None) as bar:
+        for where, picture, found, label in _decoded(rest, resize):
             if writer.counts == wanted and not writer.findings["unreadable"]:
                 break  # otherwise every unreadable picture of the source is named
-            starts = range(0, len(part["row"]), TASK_SIZE)
-            tasks = ([part[name][start : start + TASK_SIZE] for start in starts] for name in ("image", "row"))
-            made = chain.from_iterable(threads.map(partial(make, resize), *tasks))
-            for (where, picture, found), label in zip(made, part["label"], strict=True):
-                writer.rows += 1
-                if picture is None:
-                    writer.findings["unreadable"].append(f"{where}: {found}")
-                elif writer.counts[label] == wanted[label]:
-                    continue  # a picture in reserve, not needed
-                elif screen.admit(split, where, found):
-                    writer.add(picture, label, found)
-                bar.update()
+            writer.rows += 1
+            if picture is None:
+                writer.findings["unreadable"].append(f"{where}: {found}")
+            elif writer.counts[label] == wanted[label]:
+                continue  # a picture in reserve, not needed
+            elif screen.admit(split, where, found):
+                writer.add(picture, label, found)
+            bar.update()
     names = sources.class_names(rows)
     writer.close(names)
     return Counter({name: writer.counts[label] for label, name in enumerate(names)})
+
+
+def _decoded(rows: datasets.Dataset, resize: Resize) -> Iterator[tuple]:
+    """What `make` returns for each row, and its label: in order, a thread for each CPU.
+
+    Memory is bounded in bytes, whatever the files' size and the number of CPUs; beside that each
+    thread holds one decoded picture.
+    """
+    threads = runtime.cpus()
+    ahead, held = deque(), 0
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for task, size in _tasks(rows, 3 * resize.size**2, min(TASK_BYTES, BYTES_AHEAD // (2 * threads))):
+                images, labels, names = zip(*task, strict=True)
+                ahead.append((pool.submit(make, resize, images, names), labels, size))
+                held += size
+                while held > BYTES_AHEAD or len(ahead) > 2 * threads:
+                    made, labels, size = ahead.popleft()
+                    held -= size
+                    yield from ((*found, label) for found, label in zip(made.result(), labels, strict=True))
+            for made, labels, _ in ahead:
+                yield from ((*found, label) for found, label in zip(made.result(), labels, strict=True))
+        finally:
+            pool.shutdown(cancel_futures=True)  # the reader may have had enough
+
+
+def _tasks(rows: datasets.Dataset, pixels: int, limit: int) -> Iterator[tuple[list[tuple], int]]:
+    """Runs of (image, label, row) for one thread, each with its bytes: at most `limit`, where there is more than one.
+
+    A picture counts as its file's bytes, where the source holds them, and `pixels` bytes when resized.
+    """
+    task, held = [], 0
+    for part in rows.iter(ROWS_READ):
+        for entry in zip(part["image"], part["label"], part["row"], strict=True):
+            size = pixels + len((entry[0] or {}).get("bytes") or b"")
+            if task and (len(task) == TASK_SIZE or held + size > limit):
+                yield task, held
+                task, held = [], 0
+            task.append(entry)
+            held += size
+    if task:
+        yield task, held
 
 
 def check(counts: dict[str, Counter[str]], size: int | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from image_classifier.config import Augmentation
+from image_classifier.errors import first_line
 
 # Channel means and standard deviations of ImageNet in [0, 1], RGB, as torchvision documents them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -56,7 +57,7 @@ def decode(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise UnreadableImage(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # each format's decoder has errors of its own
-        raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadableImage(first_line(error)) from None
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ of the real repository. Any other input has another fingerprint and starts afres
 
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from image_classifier import files, runtime
 from image_classifier.config import Config
 from image_classifier.distributed import Ranks
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, first_line
 from image_classifier.precision import Precision
 
 # What does not decide the model, or, like the number of processes, is checked when a training goes on.
@@ -30,7 +28,7 @@ def fingerprint(config: Config, precision: Precision, *data: Path) -> str:
         "data": [files.sha256(path) for path in data],
         "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
         "precision": f"{precision.name} on {precision.device}",
-        "threads": config.num_threads or len(os.sched_getaffinity(0)),
+        "threads": config.num_threads or runtime.cpus(),
         "processor": runtime.processor(),
     }
     return runtime.fingerprint(facts, ["torch", "torchvision", "transformers", "numpy"])
@@ -41,7 +39,7 @@ class State:
 
     def __init__(self, key: str):
         self.folder = runtime.repository().resolve() / ".resume" / key
-        self.lock = FileLock(self.folder / "lock", blocking=False)
+        self.lock = files.lock(self.folder / "lock")
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
         """Keep tensors and plain values, replacing what was kept before; the file's name holds its checksum."""
@@ -62,8 +60,7 @@ class State:
         try:
             return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         except Exception as error:  # of torch: pickles that are refused, and all that is no archive of tensors
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{self.folder} holds no state of a training ({reason}): remove it") from None
+            raise UserError(f"{self.folder} holds no state of a training ({first_line(error)}): remove it") from None
 
     def _read(self) -> bytes:
         """The last state; nothing if there is none, or if it is damaged, which is said."""

@@ -210,7 +210,7 @@ def num_batches(count: int, batch_size: int) -> int:
 def dealt(order: np.ndarray, batch_size: int, rank: int = 0, ranks: int = 1) -> list[np.ndarray]:
     """`order` in batches of at most `batch_size`, which differ by one at most; of each the part of process `rank`.
 
-    A last batch of a single picture would leave batch norm nothing to average over.
+    With a `batch_size` of 3 or more none is a single picture, which batch norm may have nothing to average over.
     """
     batches = np.array_split(order, num_batches(len(order), batch_size))
     return [np.array_split(batch, ranks)[rank] for batch in batches]

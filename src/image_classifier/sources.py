@@ -20,7 +20,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from image_classifier.config import Data, is_commit
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, first_line
 from image_classifier.runtime import repository
 
 LOCAL = "data/raw/"
@@ -158,9 +158,7 @@ def _loaded(path: str, what: str, remedy: str = "", load: Callable = datasets.lo
     try:
         return load(path, **options)
     except Exception as error:  # of many libraries: files, parquet, HTTP
-        cause = error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise UserError(f"{what} cannot be loaded: {reason}{remedy}") from None
+        raise UserError(f"{what} cannot be loaded: {first_line(error.__cause__ or error)}{remedy}") from None
 
 
 def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:

@@ -7,12 +7,12 @@ whatever it raises is told in one line and the work goes on.
 
 import logging
 import os
-import platform
 import re
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from dvclive import Live
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -34,8 +34,8 @@ from mlflow.models import infer_signature
 from mlflow.store.db import utils as databases
 
 from image_classifier import files
-from image_classifier.config import Config, Mlflow
-from image_classifier.errors import UserError
+from image_classifier.config import PASSWORD, Config, Mlflow
+from image_classifier.errors import UserError, first_line
 from image_classifier.runtime import repository
 from image_classifier.timing import Stopwatch
 
@@ -43,7 +43,8 @@ MODEL_TAG = "model.sha256"
 DATA_TAG = "data.sha256"  # of the index of the training shards
 ALIAS = "current"  # of the registered model that was exported last
 EXPERIMENT_TAG = "dvc.experiment"
-LOCK_TAG = "training.lock"  # host and path of the lock that the training holds while it lives
+TRAINING_TAG = "training.id"  # a random number, so that no user, host or path is told
+TRAINING = "mlflow-run"  # in the folder of a training's lock: the file that holds its id
 UNFINISHED = "unfinished-runs"  # in .resume: the runs that lost their server, under the SHA-256 of the weights
 
 databases.MAX_RETRY_COUNT = 4  # to open a database: in a second, not in 100; no setting has it
@@ -55,22 +56,26 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 class Tracker(AbstractContextManager):
     """Logs one training to DVCLive's folder, which is emptied, and mirrors it in one MLflow run.
 
-    A training that goes on after it was killed goes on in its run, found by the path of its lock,
-    which the caller holds. Every key of `config` and `num_classes` become parameters there, `tags`
-    (`data.sha256`, `training.lock`, and facts that may differ between equal runs) tags.
+    A training that goes on after it was killed goes on in its run, found by an id that is kept beside
+    the file of `lock`, which the caller holds. Every key of `config` and `num_classes` become
+    parameters there, `tags` (`data.sha256`, and facts that may differ between equal runs) tags.
     """
 
-    def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str]):
+    def __init__(self, folder: str, config: Config, num_classes: int, tags: dict[str, str], lock: FileLock):
         # dvcyaml=None: dvc.yaml is written by hand; DVCLive would rewrite it while the pipeline runs.
         self.live = Live(folder, dvcyaml=None, save_dvc_exp=False, report=None)
         self.client: MlflowClient | None = None
         self.run_id = ""
         with _tolerated("starting a run"):
             client, experiment = _connect(config.mlflow)
-            lock = tags[LOCK_TAG]
-            tags = tags | {LOCK_TAG: f"{platform.node()}:{lock}", EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", "")}
+            path = Path(lock.lock_file)
+            tags = tags | {
+                TRAINING_TAG: _training_id(path.with_name(TRAINING)),
+                EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""),
+            }
+            _mark_killed(client, experiment, path)
             # With its tags from the start: killed in the next moment it is still found.
-            run = _of_a_killed_training(client, experiment, lock) or _new_run(client, experiment, tags)
+            run = _newest(client, experiment, TRAINING_TAG, tags[TRAINING_TAG]) or _new_run(client, experiment, tags)
             self.run_id = run.info.run_id
             client.update_run(run.info.run_id, status="RUNNING", name=os.environ.get("DVC_EXP_NAME"))
             params = [] if run.data.params else _params(config, num_classes)
@@ -188,28 +193,38 @@ def _of_the_model(client: MlflowClient, experiment: str, sha256: str) -> Run:
     with suppress(MlflowException, OSError):  # there is no note, or it is of another server
         client.set_tag(_note(sha256).read_text(), MODEL_TAG, sha256)
         files.remove(_note(sha256))
-    query = f"tags.`{MODEL_TAG}` = '{sha256}'"  # which a training that ends sets
-    found = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
-    run = found[0] if found else _new_run(client, experiment)
+    run = _newest(client, experiment, MODEL_TAG, sha256) or _new_run(client, experiment)
     client.set_tag(run.info.run_id, MODEL_TAG, sha256)
     client.set_terminated(run.info.run_id, "FINISHED")
     return run
 
 
-def _of_a_killed_training(client: MlflowClient, experiment: str, lock: str) -> Run | None:
-    """The run that a training under this lock left unfinished.
+def _newest(client: MlflowClient, experiment: str, tag: str, value: str) -> Run | None:
+    """The newest run with this tag, if there is one."""
+    query = f"tags.`{tag}` = '{value}'"
+    return next(iter(client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])), None)
 
-    Runs of others that died on this machine without a word are marked as killed.
-    """
-    here = f"{platform.node()}:"
-    query = f"tags.`{LOCK_TAG}` LIKE '{here}%' and attributes.status != 'FINISHED'"
-    unfinished = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
-    for run in unfinished:
-        path = Path(run.data.tags[LOCK_TAG].removeprefix(here))
-        if path != Path(lock) and run.info.status == "RUNNING":
-            with suppress(OSError), FileLock(path, blocking=False) if path.is_file() else nullcontext():
-                client.set_terminated(run.info.run_id, "KILLED")  # no one holds it: its process is gone
-    return next((run for run in unfinished if run.data.tags[LOCK_TAG] == f"{here}{lock}"), None)
+
+def _training_id(note: Path) -> str:
+    """The id that a training cut short left in `note`; a new one, noted before its run exists, if there is none."""
+    if not note.is_file():
+        with files.atomic(note) as unfinished:
+            unfinished.write_text(uuid.uuid4().hex)
+    return note.read_text()
+
+
+def _mark_killed(client: MlflowClient, experiment: str, lock: Path) -> None:
+    """Close the runs of other trainings in this repository that died without a word: no process holds their lock."""
+    for note in lock.parent.parent.glob(f"*/{TRAINING}"):
+        if note.parent == lock.parent:
+            continue
+        try:
+            with files.lock(note.with_name(lock.name)):
+                run = _newest(client, experiment, TRAINING_TAG, note.read_text())
+                if run and run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, "KILLED")
+        except Timeout:  # it is alive
+            continue
 
 
 def _mirror(client: MlflowClient, run_id: str, train: Path) -> None:
@@ -266,7 +281,7 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.experiment_name
     mlflow.set_tracking_uri(uri)
     # Two processes that create a store or an experiment at once: one of them would fail.
-    lock = FileLock(root / "mlflow.db.lock", timeout=60)
+    lock = files.lock(root / "mlflow.db.lock", timeout=300)  # seconds: a fresh store takes 6, on a busy machine more
     if uri == local:
         with lock:
             if not (root / "mlflow.db").is_file():
@@ -284,7 +299,7 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
 
 def _reason(error: Exception) -> str:
     """What went wrong in one line, without the password that an address may hold."""
-    return re.sub("//[^/@ ]+@", "//", (str(error).strip().splitlines() or [type(error).__name__])[0])
+    return re.sub(PASSWORD, "//", first_line(error))
 
 
 @contextmanager

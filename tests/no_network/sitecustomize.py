@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 
 HERE = {None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()}
 look_up, connect = socket.getaddrinfo, socket.socket.connect
@@ -26,3 +27,5 @@ def guarded_connect(self, address):
 
 
 socket.getaddrinfo, socket.socket.connect = guarded_look_up, guarded_connect
+if os.environ.get("NO_WAITING"):  # a client sleeps between its tries
+    time.sleep = lambda _: None
