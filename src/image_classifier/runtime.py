@@ -124,10 +124,7 @@ def processor(root: Path = Path("/")) -> str:
     gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     cpuinfo = root / "proc/cpuinfo"
     if not cpuinfo.is_file():
-        found = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        return ", ".join([*gpu, found.stdout.strip() or platform.machine()])
+        return ", ".join([*gpu, _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()])
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines()  # of the first core
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     generation = ("cpu family", "model", "CPU implementer", "CPU part", "CPU variant")

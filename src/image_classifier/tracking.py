@@ -279,6 +279,10 @@ def _connect(settings: Mlflow) -> tuple[MlflowClient, str]:
     local = f"sqlite:///{root / 'mlflow.db'}"
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking_uri or local
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or settings.experiment_name
+    if (login := re.search(PASSWORD, uri)) and re.search("[/@]", login[0][2:-1]):  # the rest would be taken for a host
+        raise UserError(
+            "a password with / or @ in its address: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     mlflow.set_tracking_uri(uri)
     # Two processes that create a store or an experiment at once: one of them would fail.
     lock = files.lock(root / "mlflow.db.lock", timeout=300)  # seconds: a fresh store takes 6, on a busy machine more
