@@ -24,13 +24,13 @@ setup: .venv/installed ## Build .venv from requirements.txt; make a git reposito
 	@git rev-parse -q --verify HEAD >/dev/null || { git add -A && git commit -qm "First commit"; }
 
 .venv/installed: requirements.txt pyproject.toml
-	@for python in $(or $(PYTHON),$(PYTHONS)); do \
+	@PATH="$${PATH#$(CURDIR)/.venv/bin:}"; for python in $(or $(PYTHON),$(PYTHONS)); do \
 		"$$python" -c '$(IS_SUPPORTED)' 2>/dev/null && break; python=; \
 	done; \
 	test -n "$$python" || { echo "error: this needs CPython 3.11 to 3.14 (not free-threaded), and there is none as" \
 		"$(or $(PYTHON),$(PYTHONS)): install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
 	test "$$("$$python" --version)" = "$$(.venv/bin/python --version 2>/dev/null)" || rm -rf .venv; \
-	echo "$$python -m venv .venv"; "$$python" -m venv .venv
+	echo "$$python -m venv .venv"; "$$python" -m venv .venv || { rm -rf .venv; exit 1; }
 	python -m pip install -q --require-hashes -r requirements.txt
 	python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
