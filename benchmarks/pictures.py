@@ -25,13 +25,13 @@ def pictures(count: int) -> list[bytes]:
 
 def write_made_shards(folder: Path, count: int, size: int) -> None:
     """Write `count` such pictures as shards, their classes in turn."""
-    from image_classifier import preprocess
+    from image_classifier import decode, preprocess
     from image_classifier.shards import ShardWriter
 
     resize = preprocess.Resize(size, "stretch")
     writer = ShardWriter(folder, resize)
     for number, data in enumerate(pictures(count)):
-        writer.add(resize(preprocess.decode(data)), number % len(CLASSES), bytes(32))
+        writer.add(resize(decode.decode(data)), number % len(CLASSES), bytes(32))
     writer.close(CLASSES)
 
 
@@ -42,7 +42,7 @@ def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]],
     """
     import datasets
 
-    from image_classifier import preprocess
+    from image_classifier import decode, preprocess
     from image_classifier.shards import ShardWriter
 
     source = datasets.load_dataset(str(parquet), cache_dir=str(folder / "tables"))
@@ -53,5 +53,5 @@ def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]],
         rows = source["test" if name == "test" else "train"].shuffle(seed=0).select(range(first, first + count))
         writer = ShardWriter(folder / name, resize)
         for row in rows:
-            writer.add(resize(preprocess.decode(row[image]["bytes"])), row[label], bytes(32))
+            writer.add(resize(decode.decode(row[image]["bytes"])), row[label], bytes(32))
         writer.close(rows.features[label].names)

@@ -18,22 +18,24 @@ def main() -> None:
     """Load the source, split it, and stream each split into uint8 shards: all three or none."""
     print(f"prepare: {sys.executable}")
     params = config.load()
-    resize = Resize(params.data.image_size, params.data.resize)
-    screen = splits.Screen(params.data)
+    resize = Resize(params.data.image_size, params.data.resize, params.data.background)
     counts: dict[str, Counter[str]] = {}
     files.remove(SCRATCH)  # of a killed run: `datasets` would take a changed file with its old time for the same
     with ExitStack() as finished:
         finished.callback(files.remove, SCRATCH)
         source = sources.load(params.data, SCRATCH)
         key = preparation.fingerprint(params.data, params.seed)
-        for name, rows in splits.split(source, params.data, params.seed).items():
+        parts = splits.split(source, params.data, params.seed)
+        drops = params.data.on_contradiction == "drop"
+        screen = splits.Screen(params.data, preparation.contradictory(parts, resize) if drops else None)
+        for name, rows in parts.items():
             folder = finished.enter_context(files.resumable(SHARDS / name, key))
             size = params.data.subset_size if name == "train" else None
             counts[name] = preparation.write(folder, name, rows, resize, screen, size)
         screen.conclude()
         preparation.check(counts, params.data.subset_size)
     written = ", ".join(f"{name} {found.total()}" for name, found in counts.items())
-    print(f"prepare: {SHARDS}: {written} pictures of {resize.size} px; {took()}")
+    print(f"prepare: {SHARDS}: {written} images of {resize.size} px; {took()}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from image_classifier import config, files, preprocess, shards
+from image_classifier import config, decode, files, preprocess, shards
 from image_classifier.errors import UserError
 from image_classifier.preprocess import Resize
 
@@ -53,7 +53,7 @@ def outcome(function, argument):
     TRIED[function.__qualname__] += 1
     try:
         return function(argument)
-    except (UserError, preprocess.UnreadableImage) as error:
+    except (UserError, decode.UnreadableImage) as error:
         return error
 
 
@@ -108,8 +108,8 @@ def pictures(draw) -> bytes:
 @given(data=pictures() | st.binary(max_size=100))
 @pytest.mark.filterwarnings("ignore")
 def test_any_bytes_as_a_picture(data):
-    picture = outcome(preprocess.decode, data)
-    if isinstance(picture, preprocess.UnreadableImage):
+    picture = outcome(decode.decode, data)
+    if isinstance(picture, decode.UnreadableImage):
         assert len(str(picture).splitlines()) == 1
     else:
         assert picture.mode == "RGB"
@@ -121,8 +121,8 @@ def test_a_decompression_bomb_is_refused():
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
     assert len(buffer.getvalue()) < 100_000
-    with pytest.raises(preprocess.UnreadableImage, match="decompression bomb"):
-        preprocess.decode(buffer.getvalue())
+    with pytest.raises(decode.UnreadableImage, match="decompression bomb"):
+        decode.decode(buffer.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -175,8 +175,8 @@ def test_what_prepare_holds_is_bounded_in_bytes_whatever_the_number_of_cpus(monk
     monkeypatch.setattr(preparation, "BYTES_AHEAD", 2**23)
     rows = Watched(count=600, size=150_000)
     found = []
-    for where, picture, reason, label in preparation._decoded(rows, Resize(32, "stretch")):
-        assert (picture, label) == (None, 0) and "not a picture" in reason
+    for where, picture, reason, _, label in preparation._decoded(rows, Resize(32, "stretch")):
+        assert (picture, label) == (None, 0) and "not an image" in reason
         found.append(where)
         rows.held -= rows.size
     assert found == [f"row {number}" for number in range(600)]

@@ -35,7 +35,7 @@ def test_a_folder_comes_out_as_json_with_an_unreadable_file_named(pictures, caps
     assert [row["path"] for row in rows] == [str(pictures / f"{n}.png") for n in range(3)]
     confidences = [p["confidence"] for p in rows[0]["predictions"]]
     assert len(confidences) == 5 and confidences == sorted(confidences, reverse=True)
-    assert err.count("error: ") == 1 and "broken.png: not a picture" in err and "images/s" in err
+    assert err.count("error: ") == 1 and "broken.png: not an image" in err and "images/s" in err
 
 
 def test_the_command_prints_a_table(project, pictures):

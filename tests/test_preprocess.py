@@ -22,64 +22,6 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("form", ["TIFF", "PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_every_mode_becomes_rgb(mode, form):
-    """An orange of every mode that the format has; in the grey modes its brightness, in black and white a white."""
-    orange = Image.new("RGB", (16, 16), (255, 255, 255) if mode == "1" else (240, 130, 20))
-    try:
-        data = encoded(orange.convert(mode), form)
-    except OSError:
-        pytest.skip(f"{form} has no {mode}")
-    decoded = preprocess.decode(data)
-    grey = round(0.299 * 240 + 0.587 * 130 + 0.114 * 20)  # ITU-R 601, as Pillow converts
-    expected = {"1": [255] * 3, "L": [grey] * 3, "LA": [grey] * 3}.get(mode, [240, 130, 20])
-    near = {"P": 25}.get(mode, 4)  # a palette of 216 colours; lossy formats round
-    assert decoded.mode == "RGB"
-    assert np.abs(np.asarray(decoded).astype(int).mean(axis=(0, 1)) - expected).max() <= near
-
-
-def test_postscript_is_not_opened():
-    """Pillow would hand it to Ghostscript, where there is one: a program in a picture."""
-    with pytest.raises(preprocess.UnreadableImage, match="not a picture in one of the formats"):
-        preprocess.decode(encoded(noise(8, 8), "EPS"))
-
-
-def test_16_bit_grey_is_scaled_not_clipped():
-    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
-    little = Image.fromarray(values)
-    big = Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes())
-    pgm = b"P5 3 1 65535\n" + values.astype(">u2").tobytes()
-    for data in (encoded(little), encoded(little, "TIFF"), encoded(big, "TIFF"), pgm):
-        assert np.asarray(preprocess.decode(data))[0, :, 0].tolist() == [0, 100, 255]
-
-
-@pytest.mark.parametrize("image", [Image.new("I", (3, 2), 200), Image.new("F", (3, 2), 0.5)])
-def test_32_bit_grey_of_unknown_range_is_refused(image):
-    with pytest.raises(preprocess.UnreadableImage, match="32 bits, of unknown range"):
-        preprocess.decode(encoded(image, "TIFF"))
-
-
-def test_a_picture_of_a_line_is_refused():
-    """Its shorter side scaled to 160 px, it would take 300 GB: a crop bomb of eight kilobytes."""
-    with pytest.raises(preprocess.UnreadableImage, match="1 x 4000000 pixels: too narrow"):
-        preprocess.decode(encoded(Image.new("1", (1, 4_000_000))))
-
-
-@pytest.mark.parametrize(("tag", "turn"), [(3, 2), (6, 3), (8, 1)])  # EXIF 2.3, 4.6.4 A: how the camera was held
-def test_exif_orientation_is_applied(tag, turn):
-    exif, image = Image.Exif(), noise(4, 2)
-    exif[0x0112] = tag
-    decoded = preprocess.decode(encoded(image, "PNG", exif=exif))
-    np.testing.assert_array_equal(np.asarray(decoded), np.rot90(np.asarray(image), turn))
-
-
-@pytest.mark.parametrize("data", [b"", b"not a picture", encoded(noise(50, 50))[:500]])
-def test_what_is_no_picture_is_unreadable(data):
-    with pytest.raises(preprocess.UnreadableImage):
-        preprocess.decode(data)
-
-
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (400, 300), (161, 160)])
 def test_resize_is_pillows_bilinear_to_one_level(size):
     image = noise(*size)

@@ -66,29 +66,30 @@ def test_a_validation_split_of_the_source_is_used_when_asked_for():
 
 
 @pytest.mark.parametrize("policy", ["drop", "count"])
-def test_a_picture_in_two_splits_leaves_the_training_side(policy, capsys):
+def test_an_image_in_two_splits_leaves_the_training_side(policy, capsys):
     screen = splits.Screen(settings(on_duplicate=policy))
     same, other = b"1" * 32, b"2" * 32
-    assert screen.admit("test", "row 0 of test", same)
-    assert screen.admit("test", "row 1 of test", same)  # within one split nothing leaks
-    assert screen.admit("train", "row 5 of train", same) == (policy == "count")
-    assert screen.admit("train", "row 6 of train", other)
-    assert screen.findings["train"] == {"duplicates": ["row 5 of train: also in test"], "unreadable": []}
+    assert screen.admit("test", "row 0 of test", same, "cat")
+    assert screen.admit("test", "row 1 of test", same, "cat")  # within one split nothing leaks
+    assert screen.admit("train", "row 5 of train", same, "cat") == (policy == "count")
+    assert screen.admit("train", "row 6 of train", other, "dog")
+    found = {"contradictions": [], "duplicates": ["row 5 of train: also in test"], "unreadable": []}
+    assert screen.findings["train"] == found
     screen.conclude()
-    assert f"1 pictures stand in two splits (data.on_duplicate = {policy})" in capsys.readouterr().out
+    assert f"1 images appear in two splits (data.on_duplicate = {policy})" in capsys.readouterr().out
 
 
 def test_duplicates_and_unreadable_pictures_are_refused_by_default():
     screen = splits.Screen(settings())
-    screen.admit("val", "row 0 of val", b"1" * 32)
-    screen.admit("train", "row 1 of train", b"1" * 32)
+    screen.admit("val", "row 0 of val", b"1" * 32, "cat")
+    screen.admit("train", "row 1 of train", b"1" * 32, "cat")
     with pytest.raises(
-        UserError, match=r"1 pictures stand in two splits \(data.on_duplicate = fail; drop or count\): row 1 of train: "
+        UserError, match=r"1 images appear in two splits \(data.on_duplicate = fail; drop or count\): row 1 of train: "
     ):
         screen.conclude()
     screen.findings["train"]["unreadable"].append("a.png: truncated")
-    screen.findings["test"]["unreadable"].append("b.png: not a picture")
-    with pytest.raises(UserError, match="2 pictures cannot be read .*a.png: truncated; b.png: not a picture"):
+    screen.findings["test"]["unreadable"].append("b.png: not an image")
+    with pytest.raises(UserError, match="2 images cannot be read .*a.png: truncated; b.png: not an image"):
         screen.conclude()
 
 
@@ -105,8 +106,8 @@ def test_a_subset_is_class_balanced_and_leaves_val_and_test_alone():
     ("counts", "changes", "expected"),
     [
         ((50, 50), {"test_fraction": None}, "has no test split: set data.test_fraction"),
-        ((50, 1), {}, "the smallest class, 'class 1', has 1"),
-        ((50, 50), {"subset_size": 1000}, "data.subset_size = 1000, but the training split has 70 pictures"),
+        ((50, 1), {}, "cannot share out the class 'class 1': it has 1 image"),
+        ((50, 50), {"subset_size": 1000}, "data.subset_size = 1000, but the training split has 70 images"),
         ((50, 50), {"val_from": "validation"}, "has no validation split"),
         ((90, 10), {"subset_size": 60}, "data.subset_size = 60 cannot be class-balanced"),
     ],

@@ -15,7 +15,7 @@ from conftest import command, edit_params
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from image_classifier import config, engine, models, precision, predict, preprocess, report, sources
+from image_classifier import config, decode, engine, models, precision, predict, preprocess, report, sources
 from image_classifier import export as export_library
 from image_classifier.errors import UserError, run
 from image_classifier.files import seal, sha256
@@ -108,8 +108,8 @@ def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_picture(t
     with open(trained / "metrics/evaluate/predictions.csv") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     digits = sources.load(config.load().data, tmp_path)["train"]
-    pictures = [preprocess.decode(image["bytes"]) for image in digits["image"]]
-    chosen = {digest: p for p in pictures if (digest := preprocess.digest(p).hex()) in rows}
+    pictures = [decode.decode(image["bytes"]) for image in digits["image"]]
+    chosen = {digest: p for p in pictures if (digest := decode.digest(p).hex()) in rows}
     assert len(chosen) == len(rows) == 360
     for (digest, row), found in zip(
         ((d, rows[d]) for d in chosen), classify(list(chosen.values()), top_k=1, batch_size=32), strict=True
@@ -164,7 +164,7 @@ def test_the_published_recipe_is_reported_beside_the_published_figures(project):
 
 def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_path):
     test = ShardReader("data/shards/test")
-    test.class_names = ["NA", "a|b", "$x_1$", "a very long name of a class", *"456789"]
+    test.class_names = ["NA", "a|b", "$x_1$", "a very long name of a class", "<b>bold", "two\nlines", *"6789"]
     right = np.eye(10, dtype="float32")[test.labels] * 0.91 + 0.009
     values = report.write_evaluation(tmp_path / "right", test.labels.numpy(), right, test)
     assert values["accuracy"] == 1 and (tmp_path / "right/mistakes.png").is_file()
@@ -178,6 +178,7 @@ def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_pat
     for line in found["confused"].splitlines() + found["classes"].splitlines():
         assert line.replace(r"a\|b", "").count("|") in (4, 6), line  # as many as the cells need
     assert "NA " in found["classes"]
+    assert "&lt;b&gt;bold" in found["classes"] and r"two\nlines" in found["classes"]
 
 
 def test_onnx_bytes_do_not_depend_on_the_folder(project, trained):

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from PIL import ImageColor
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
@@ -36,6 +37,15 @@ def _processes(value: Any) -> int | str:
     raise ValueError("input should be auto, or a whole number from 1")
 
 
+def _color(value: str) -> str:
+    try:
+        if len(ImageColor.getrgb(value)) == 3:
+            return value
+    except ValueError:
+        pass
+    raise ValueError("input should be a color: a name such as white, or #rrggbb")
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -45,10 +55,14 @@ class Data(Section):
     revision: Name | None
     image_column: Name | None
     label_column: Name | None
+    config: Name | None
+    group: Name | None
     on_unreadable: Literal["fail", "skip"]
     on_duplicate: Literal["fail", "drop", "count"]
+    on_contradiction: Literal["fail", "drop", "count"]
     image_size: ImageSize
     resize: Literal["stretch", "crop"]
+    background: Annotated[str, AfterValidator(_color)]
     val_from: Literal["train", "test", "validation"]
     val_fraction: Fraction
     test_fraction: Fraction | None

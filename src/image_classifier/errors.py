@@ -25,6 +25,12 @@ def first_line(error: BaseException) -> str:
     )
 
 
+def printable(text: object) -> str:
+    """A name of a file or a class in one line, whatever is in it: a line break, or bytes that are not UTF-8."""
+    whole = str(text).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in whole)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a program's `main` and exit with its code, or with 1 and one line on an error of the user's or the disk's."""
     if sys.platform == "win32":

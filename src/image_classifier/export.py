@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
 
 def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, resize: Resize, class_names: list[str]):
-    """Write an ONNX file with the preprocessing in its graph, class names and resizing in its metadata."""
+    """Write an ONNX file with the preprocessing in its graph, class names, resizing and background in its metadata."""
     example = torch.zeros((2, resize.size, resize.size, 3), dtype=torch.uint8)  # 1 would fix the batch size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,7 +52,8 @@ def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, resize: 
         )
     model = program.model_proto
     _forget_sources(model)
-    onnx.helper.set_model_props(model, {"class_names": json.dumps(class_names), "resize": resize.mode})
+    facts = {"class_names": json.dumps(class_names), "resize": resize.mode, "background": resize.background}
+    onnx.helper.set_model_props(model, facts)
     with files.atomic(path) as unfinished:
         unfinished.write_bytes(model.SerializeToString(deterministic=True))
 

@@ -211,7 +211,8 @@ def load(folder: str | Path, stage: str = "train") -> tuple[PreTrainedModel, Nor
         )
     except Exception as error:
         raise UserError(f"{folder} cannot be loaded ({first_line(error)}): {remedy}") from None
-    resize = Resize(processing["crop_size"]["height"], "crop" if processing["do_center_crop"] else "stretch")
+    mode = "crop" if processing["do_center_crop"] else "stretch"
+    resize = Resize(processing["crop_size"]["height"], mode, processing["background"])
     return network.to(memory_format=torch.channels_last).eval(), normalization_of(processing), resize
 
 

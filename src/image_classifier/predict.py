@@ -1,7 +1,6 @@
 """Classify picture files with the exported model."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from image_classifier import export, files, models, preprocess, runtime
-from image_classifier.errors import UserError
+from image_classifier import decode, export, files, models, preprocess, runtime
+from image_classifier.errors import UserError, first_line, printable
 
 MODELS = Path("models/export")
 BATCH_SIZE = 64  # pictures in memory at a time
@@ -43,9 +41,9 @@ class Predictor:
         session = export.session(path)
         files.check_seal(path.parent, "run `dvc repro export` to make it again")
         facts = session.get_modelmeta().custom_metadata_map
-        if not {"class_names", "resize"} <= facts.keys():
+        if not {"class_names", "resize", "background"} <= facts.keys():
             raise UserError(f"{path} holds no class names: it was not made by `dvc repro export`")
-        resize = preprocess.Resize(session.get_inputs()[0].shape[1], facts["resize"])
+        resize = preprocess.Resize(session.get_inputs()[0].shape[1], facts["resize"], facts["background"])
         class_names, outputs = json.loads(facts["class_names"]), session.get_outputs()[0].shape[-1]
         if len(class_names) != outputs:
             raise UserError(f"{path} names {len(class_names)} classes for {outputs} outputs: run `dvc repro export`")
@@ -59,11 +57,11 @@ class Predictor:
         return cls(lambda images: classifier(images).numpy(), list(network.config.id2label.values()), resize)
 
     def load(self, path: Path) -> Tensor | str:
-        """One picture as uint8 [size, size, 3], or what is wrong with it."""
+        """One image as uint8 [size, size, 3], or what is wrong with it."""
         try:
-            return self.resize(preprocess.decode(path.read_bytes()))
-        except (preprocess.UnreadableImage, OSError) as error:
-            return str(error)
+            return self.resize(decode.decode(path.read_bytes(), self.resize.background))
+        except (decode.UnreadableImage, OSError) as error:
+            return first_line(error)
 
 
 def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, backend: str) -> int:
@@ -75,30 +73,34 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
     if output is not None and output.suffix not in WRITERS:
         raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
     predictor = Predictor.from_torch() if backend == "torch" else Predictor.from_onnx(MODELS / export.FILES[backend])
-    pictures = list(_pictures(paths))
+    pictures, left_out = _images(paths)
     started, failed, results = time.perf_counter(), 0, []
     progress = tqdm(_classified(predictor, pictures), total=len(pictures), unit=" images", leave=False, disable=None)
     for path, found in progress:
         if isinstance(found, str):
             failed += 1
-            print(f"error: {path}: {found}", file=sys.stderr)
+            print(f"error: {printable(path)}: {found}", file=sys.stderr)
             continue
         order = [k for k in np.argsort(-found, kind="stable")[:top_k] if found[k] >= threshold]
         best = [{"class": predictor.class_names[k], "confidence": float(found[k])} for k in order]
-        name = os.fsencode(path).decode(errors="backslashreplace")  # tables, JSON and most terminals are UTF-8
+        name = printable(path)
         if as_json or output:
             results.append({"path": name, "predictions": best})
         else:
-            tqdm.write(f"{name}  " + "  ".join(f"{shown['class']} {shown['confidence']:.1%}" for shown in best))
+            tqdm.write(f"{name}  " + "  ".join(f"{printable(one['class'])} {one['confidence']:.1%}" for one in best))
     if output is not None:
-        table = pd.json_normalize(results, "predictions", "path")
-        table = table.reindex(columns=["path", "class", "confidence"])
+        nothing = [{"class": None, "confidence": None}]  # where nothing is as probable as the threshold
+        rows = [{"path": row["path"]} | found for row in results for found in row["predictions"] or nothing]
+        table = pd.DataFrame(rows, columns=["path", "class", "confidence"])
         with files.atomic(output) as unfinished:
             WRITERS[output.suffix](table, unfinished)
     elif as_json:
         print(json.dumps(results, indent=2))
     count = len(pictures) - failed
-    print(f"{count} pictures, {count / (time.perf_counter() - started):.1f} images/s", file=sys.stderr)
+    print(f"{count} images, {count / (time.perf_counter() - started):.1f} images/s", file=sys.stderr)
+    if left_out:
+        some = ", ".join(map(printable, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        print(f"left out: {len(left_out)} hidden files or files that are not images: {some}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -114,14 +116,25 @@ def _classified(predictor: Predictor, pictures: list[Path]) -> Iterator[tuple[Pa
                 yield path, picture if isinstance(picture, str) else next(probabilities)
 
 
-def _pictures(paths: list[str]) -> Iterator[Path]:
-    """The files named, and those below the folders named whose suffix is a picture's, sorted."""
-    suffixes = Image.registered_extensions()
+def _images(paths: list[str]) -> tuple[list[Path], list[Path]]:
+    """The files named, and the images below the folders named, sorted; and the other files there.
+
+    A file that is named, or whose name ends as an image's does, counts as one, even if it cannot be read.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in suffixes and p.is_file()]
-            if not found:
-                raise UserError(f"{path} holds no pictures: name a picture, or a folder with some")
-            yield from found
-        else:
-            yield path
+        if not path.is_dir():
+            images.append(path)
+            continue
+        found = 0
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            hidden = any(decode.is_leftover(part) for part in file.relative_to(path).parts)
+            if not hidden and (file.suffix.lower() in decode.suffixes() or decode.is_image(file)):
+                images.append(file)
+                found += 1
+            else:
+                others.append(file)
+        if not found:
+            raise UserError(f"{printable(path)} holds no images: name an image, or a folder with some")
+    return images, others

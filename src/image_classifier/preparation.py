@@ -9,9 +9,9 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from image_classifier import preprocess, runtime, sources
+from image_classifier import decode, runtime, sources
 from image_classifier.config import Data
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, printable
 from image_classifier.preprocess import Resize
 from image_classifier.shards import ShardWriter
 from image_classifier.splits import Screen
@@ -43,12 +43,13 @@ def write(
     """
     torch.set_num_threads(1)  # each thread resizes by itself
     writer = ShardWriter(folder, resize, screen.findings[split])
-    for digest in writer.written():
-        screen.seen.setdefault(digest, split)
+    names = sources.class_names(rows)
+    for digest, label in writer.written():
+        screen.seen.setdefault(digest, (split, names[label]))
     wanted = Counter(rows["label"][:size])
     rest = rows.skip(writer.rows) if writer.rows < len(rows) else rows.take(0)  # to skip all is refused
     with tqdm(total=wanted.total(), initial=writer.rows, desc=split, unit=" images", leave=False, disable=None) as bar:
-        for where, picture, found, label in _decoded(rest, resize):
+        for where, picture, found, peak, label in _decoded(rest, resize):
             if writer.counts == wanted and not writer.findings["unreadable"]:
                 break  # otherwise every unreadable picture of the source is named
             writer.rows += 1
@@ -56,12 +57,23 @@ def write(
                 writer.findings["unreadable"].append(f"{where}: {found}")
             elif writer.counts[label] == wanted[label]:
                 continue  # a picture in reserve, not needed
-            elif screen.admit(split, where, found):
+            elif screen.admit(split, where, found, names[label]):
                 writer.add(picture, label, found)
+                screen.peaks += [peak] if peak is not None else []
             bar.update()
-    names = sources.class_names(rows)
     writer.close(names)
     return Counter({name: writer.counts[label] for label, name in enumerate(names)})
+
+
+def contradictory(parts: dict[str, datasets.Dataset], resize: Resize) -> set[bytes]:
+    """The SHA-256 of every image that has more than one class in all splits together."""
+    seen: dict[bytes, int] = {}
+    found = set()
+    for rows in parts.values():
+        for _, picture, digest, _, label in _decoded(rows, resize):
+            if picture is not None and seen.setdefault(digest, label) != label:
+                found.add(digest)
+    return found
 
 
 def _decoded(rows: datasets.Dataset, resize: Resize) -> Iterator[tuple]:
@@ -113,18 +125,23 @@ def check(counts: dict[str, Counter[str]], size: int | None) -> None:
     """
     for split, found in counts.items():
         if missing := [name for name, count in found.items() if not count]:
-            raise UserError(f"no picture of the class {', '.join(missing[:5])} is left in {split}")
+            counted = f"{found.total()} images of other classes"
+            raise UserError(
+                f"no image of the class {', '.join(map(printable, missing[:5]))} is left in {split} ({counted})"
+            )
     train = counts["train"]
     if size is not None and train.total() < size:
         name, least = train.most_common()[-1]
         raise UserError(
-            f"data.subset_size = {size}, but {least} pictures of the class {name} are left in train: choose "
+            f"data.subset_size = {size}, but {least} images of the class {name} are left in train: choose "
             f"{least * len(train)} or less, which keeps the classes in balance"
         )
 
 
 def make(resize: Resize, images: Sequence[dict | None], rows: Sequence[str]) -> list[list]:
-    """Decode and resize: where each picture was found, itself or None, and its digest or what is wrong with it.
+    """Decode and resize: where each image was found, itself or None, its digest or what is wrong with it, and its peak.
+
+    The peak is the largest value of 16-bit grey, None of any other.
 
     Small pictures are resized together: one by one, threads would hold each other up at Python's
     lock. Large ones are resized as they come, so that each thread holds one of them at a time.
@@ -133,12 +150,12 @@ def make(resize: Resize, images: Sequence[dict | None], rows: Sequence[str]) -> 
     for image, row in zip(images, rows, strict=True):
         where = sources.location(image, row)
         try:
-            picture = preprocess.decode(sources.read(image))
-        except (preprocess.UnreadableImage, OSError) as error:
-            made.append([where, None, getattr(error, "strerror", None) or str(error)])
+            picture = decode.decode(sources.read(image), resize.background)
+        except (decode.UnreadableImage, OSError) as error:
+            made.append([where, None, getattr(error, "strerror", None) or str(error), None])
             continue
         small = picture.width * picture.height <= SMALL
-        made.append([where, None if small else resize(picture), preprocess.digest(picture)])
+        made.append([where, None if small else resize(picture), decode.digest(picture), picture.info.get(decode.PEAK)])
         if small:
             waiting[picture.size].append((made[-1], picture))
     for group in waiting.values():

@@ -1,74 +1,38 @@
-"""The one place for pixels: decode, resize, normalise, augment.
+"""The one place for pixels: resize, normalize, augment.
 
-Prepare decodes and resizes; train, evaluate, the ONNX graph and predict normalise with the same
+Prepare decodes and resizes; train, evaluate, the ONNX graph and predict normalize with the same
 module; `processor` describes both steps to Hugging Face's image processors, which then make the
 same pixels.
 """
 
-import hashlib
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from image_classifier.config import Augmentation
-from image_classifier.errors import first_line
 
 # Channel means and standard deviations of ImageNet in [0, 1], RGB, as torchvision documents them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# What people keep pictures in. Others of Pillow's are left to rest: to open PostScript is to run a program.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "JPEG2000", "AVIF")
-MAX_ASPECT = 100  # longer side by shorter side: cropping a narrower one would first make it huge
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # above twice that size Pillow refuses
-
-
-class UnreadableImage(Exception):
-    """These bytes are not a picture that can be decoded; the message says why."""
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decode a picture file's bytes to RGB, turned upright as its EXIF tag says.
-
-    Raises UnreadableImage: not a picture, truncated, too large to be one (a decompression bomb), too
-    narrow, or of 32-bit grey, whose black and white are nowhere said.
-    """
-    try:
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
-        image = ImageOps.exif_transpose(opened)
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            raise ValueError(f"{image.width} x {image.height} pixels: too narrow to be a picture of something")
-        has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PPM")
-        if image.mode in ("I", "F") and not has_16_bits:
-            raise ValueError("its pixels have 32 bits, of unknown range: save it with 8 or 16")
-        if has_16_bits:
-            # 16-bit grey: convert("RGB") would clip to 255 instead of scaling.
-            image = image.convert("I").point(lambda value: value / 257).convert("L")
-        return image.convert("RGB")
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"not a picture in one of the formats {', '.join(FORMATS)}") from None
-    except Exception as error:  # each format's decoder has errors of its own
-        raise UnreadableImage(first_line(error)) from None
-
 
 @dataclass(frozen=True)
 class Resize:
-    """Any picture to size x size, bilinear with antialias, by torch's uint8 kernel.
+    """Any image file to RGB of size x size, bilinear with antialias, by torch's uint8 kernel.
 
     That kernel is what Hugging Face's processors use; it is within one level of 255 of Pillow's.
     """
 
     size: int  # pixels
     mode: str  # "stretch", or "crop": the shorter side to size, then the middle
+    background: str = "white"  # what shows where an image is transparent
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return uint8 [size, size, 3]: height, width, RGB."""
@@ -86,11 +50,6 @@ class Resize:
         top, left = (pixels.shape[2] - self.size) // 2, (pixels.shape[3] - self.size) // 2
         middle = pixels[:, :, top : top + self.size, left : left + self.size]
         return middle.permute(0, 2, 3, 1).contiguous()
-
-
-def digest(image: Image.Image) -> bytes:
-    """SHA-256 of a decoded picture's size and pixels: equal pictures, whatever their files."""
-    return hashlib.sha256(b"%dx%d" % image.size + image.tobytes()).digest()
 
 
 class Normalize(nn.Module):
@@ -134,6 +93,7 @@ def processor(normalize: Normalize, resize: Resize) -> dict[str, Any]:
         "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
+        "background": resize.background,  # which transformers leaves alone
     }
     if normalize.to_bgr:
         return {"image_processor_type": "MobileViTImageProcessor", "do_flip_channel_order": True, **config}

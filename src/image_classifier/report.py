@@ -1,5 +1,6 @@
 """The files that people read: tables of an evaluation, the report of a whole run, the model's card."""
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from image_classifier import files, metrics, pictures
 from image_classifier.config import Config
+from image_classifier.errors import printable
 from image_classifier.shards import ShardReader
 
 # What was published for this recipe, of the test split.
@@ -83,7 +85,7 @@ def facts(config: Config, exported: dict[str, float], weights: str, folder: Path
         **config.model_dump(),
         "apple": config.model.pretrained and Path(config.model.name).name in APPLE,
         "best": best,
-        "class_names": ", ".join(train["class_names"][:ROWS]) + ("" if len(classes) <= ROWS else ", ..."),
+        "class_names": ", ".join(map(_text, train["class_names"][:ROWS])) + ("" if len(classes) <= ROWS else ", ..."),
         "classes": _markdown(classes.nsmallest(ROWS, "f1_score") if len(classes) > ROWS else classes),
         "confused": "" if wrong.empty else _markdown(confused[:10].set_index("actual")),
         "epochs": _markdown(epochs(folder / "train")),
@@ -154,10 +156,12 @@ def _is_published(config: Config) -> bool:
     return same and Path(data.source).name == "cifar10" and Path(model.name).name == "mobilevit-small"
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    def text(value: Any) -> str:
-        shown = "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else str(value)
-        return shown.replace("|", "\\|")  # in the name of a class it would end the cell
+def _text(value: Any) -> str:
+    """A value for a cell: in the name of a class a bar would end the cell, a line break the row, and a tag be one."""
+    shown = "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else str(value)
+    return html.escape(printable(shown), quote=False).replace("|", "\\|")
 
+
+def _markdown(table: pd.DataFrame) -> str:
     table = table.rename_axis(table.index.name or "").reset_index()
-    return table.astype(object).map(text).to_markdown(index=False, disable_numparse=True)
+    return table.astype(object).map(_text).to_markdown(index=False, disable_numparse=True)

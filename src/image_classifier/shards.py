@@ -54,10 +54,11 @@ class ShardWriter:
             for shard in self.shards:
                 self.counts.update(_open(folder, shard, f"remove {folder}")["labels"].tolist())
 
-    def written(self) -> Iterator[bytes]:
-        """The SHA-256 of every picture in the finished shards."""
+    def written(self) -> Iterator[tuple[bytes, int]]:
+        """The SHA-256 and the label of every image in the finished shards."""
         for shard in self.shards:
-            yield from map(bytes, _open(self.folder, shard, f"remove {self.folder}")["hashes"].numpy())
+            tensors = _open(self.folder, shard, f"remove {self.folder}")
+            yield from zip(map(bytes, tensors["hashes"].numpy()), tensors["labels"].tolist(), strict=True)
 
     def add(self, image: Tensor, label: int, digest: bytes) -> None:
         """Append one picture: uint8 [size, size, 3], its class, and its SHA-256."""
@@ -79,7 +80,12 @@ class ShardWriter:
             "class_names": class_names,
             "count": count,
             "findings": self.findings,
-            "preprocessing": {"mode": "RGB", "resize": self.resize.mode, "size": self.resize.size},
+            "preprocessing": {
+                "background": self.resize.background,
+                "mode": "RGB",
+                "resize": self.resize.mode,
+                "size": self.resize.size,
+            },
             "shards": self.shards,
         }
         _write_sealed(self.folder / "index.json", index)
@@ -112,7 +118,7 @@ class ShardReader:
         labels, hashes = [], []
         try:
             self.class_names: list[str] = index["class_names"]
-            self.resize = Resize(index["preprocessing"]["size"], index["preprocessing"]["resize"])
+            self.resize = Resize(*(index["preprocessing"][name] for name in ("size", "resize", "background")))
             for shard in index["shards"]:
                 tensors = _open(folder, shard, REMEDY)
                 self.images.append(tensors["images"])

@@ -1,12 +1,15 @@
-"""Where labelled pictures come from, each source as a `datasets.DatasetDict`.
+"""Where labelled images come from, each source as a `datasets.DatasetDict`.
 
 Every source has the columns `image` (an Image feature, not decoded: the file's bytes or path),
-`label` (a ClassLabel with names) and `row` ("row 7 of train"), whatever they were called before,
-and the splits `train` and, where the source has them, `validation` and `test`.
+`label` (a ClassLabel with names), `row` ("row 7 of train") and, with data.group, `group` (text),
+whatever they were called before; and the splits `train` and, where it has them, `validation` and `test`.
 """
 
 import os
-from collections.abc import Callable, Iterator
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -18,26 +21,29 @@ import pyarrow
 from huggingface_hub import constants as hub
 from PIL import Image
 from pyarrow import parquet
+from ruamel.yaml import YAML, YAMLError
 
+from image_classifier import folders
 from image_classifier.config import Data, is_commit
-from image_classifier.errors import UserError, first_line
+from image_classifier.errors import UserError, first_line, printable
 from image_classifier.runtime import repository
 
 LOCAL = "data/raw/"
 SPLITS = ("train", "validation", "test")
+TABLES = ("metadata.csv", "metadata.jsonl")  # that `datasets` reads beside a folder of images
 
 datasets.disable_progress_bars()
 
 
 def load(data: Data, scratch: Path) -> datasets.DatasetDict:
-    """Load `data.source`; the pictures stay undecoded, and tables of them in `scratch` as long as the result lives.
+    """Load `data.source`; the images stay undecoded, and tables of them in `scratch` as long as the result lives.
 
-    Raises UserError: the source is missing, empty, or not a set of labelled pictures.
+    Raises UserError: the source is missing, empty, or not a set of labelled images.
     """
     if data.source == "digits":
         source = _digits()
     elif data.source.startswith(LOCAL):
-        source = _local(Path(data.source), scratch)
+        source = _local(data, Path(data.source), scratch)
     else:
         source = _hub(data)
     source = _standard(source, data)
@@ -68,8 +74,8 @@ def _table(images: list, labels: list | np.ndarray, names: list[str]) -> dataset
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
-def _local(folder: Path, scratch: Path) -> datasets.DatasetDict:
-    """Parquet in the layout `datasets` reads, or pictures in one sub-folder per class."""
+def _local(data: Data, folder: Path, scratch: Path) -> datasets.DatasetDict:
+    """Parquet in the layout `datasets` reads, images beside a metadata table, or one sub-folder per class."""
     if ".." in folder.parts:
         raise UserError(f"data.source = {folder} leaves {LOCAL}: name a folder inside it")
     if not folder.is_dir():
@@ -79,25 +85,67 @@ def _local(folder: Path, scratch: Path) -> datasets.DatasetDict:
                 f"put it under DVC first: `dvc add {folder}`, then commit {folder}.dvc"
             )
         raise UserError(f"data.source = {folder}: there is no such folder")
+    folders.check(Path(LOCAL))
+    what, options = f"data.source = {folder}", {"cache_dir": str(scratch), "name": data.config}
     if any(folder.rglob("*.parquet")):
-        what, options = f"data.source = {folder}", {"cache_dir": str(scratch)}
+        _check_card(folder)
         _check_tables(folder, _loaded(str(folder), what, load=datasets.load_dataset_builder, **options))
         return _loaded(str(folder), what, **options)
-    present = sorted(entry.name for entry in _visible(folder))
-    if not present:
-        raise UserError(f"data.source = {folder} is empty: it must hold parquet files, or one sub-folder per class")
-    # Split folders are told from classes that happen to be called "test" by holding folders themselves.
-    splits = {
-        name: folder / name
-        for name in present
-        if name in SPLITS and (folder / name).is_dir() and any(map(Path.is_dir, _visible(folder / name)))
-    }
-    if splits and len(splits) < len(present):
-        odd = next(name for name in present if name not in splits)
-        raise UserError(f"{folder} holds the splits {', '.join(splits)} and also {odd}: remove it or rename it")
-    splits = splits or {"train": folder}
-    names = sorted({entry.name for root in splits.values() for entry in _visible(root)})
-    return datasets.DatasetDict({name: _class_folders(root, names) for name, root in splits.items()})
+    if not folders.visible(folder):
+        raise UserError(f"{what} is empty: it must hold parquet files, or one sub-folder per class")
+    if told := folders.left_out(folder):
+        print(f"prepare: {folder}: {told}")
+    if any(path for name in TABLES for path in folder.rglob(name)):
+        return _loaded("imagefolder", what, data_dir=str(folder), drop_labels=True, cache_dir=str(scratch))
+    roots = folders.splits(folder)
+    found = {name: list(folders.images(root, deeper=data.group == "folder")) for name, root in roots.items()}
+    names = sorted({path.name for root in roots.values() for path in folders.visible(root)})
+    source = datasets.DatasetDict()
+    for name, images in found.items():
+        paths = [{"bytes": None, "path": str(path)} for _, path in images]
+        source[name] = _table(paths, [names.index(label) for label, _ in images], names)
+        if data.group is not None:
+            groups = [_group_of(path.relative_to(roots[name]), data.group) for _, path in images]
+            source[name] = source[name].add_column(data.group, groups)
+    return source
+
+
+def _group_of(path: Path, group: str) -> str:
+    """The group of an image at CLASS/.../NAME: its folder inside the class, or what `group` finds in its name."""
+    if group == "folder":
+        if len(path.parts) < 3:
+            raise UserError(f"data.group = folder, but {printable(path)} lies in no folder inside its class")
+        return "/".join(path.parts[1:-1])
+    try:
+        found = re.search(group, path.name)
+    except re.error as error:
+        raise UserError(f"data.group = {group} is not a regular expression: {error}") from None
+    if not found:
+        raise UserError(f"data.group = {group} finds nothing in the file name {printable(path.name)}")
+    return found[1] if found.re.groups else found[0]
+
+
+def _check_card(folder: Path) -> None:
+    """Refuse a README.md that names files elsewhere, before `datasets` asks for them."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    head = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    try:
+        settings = YAML(typ="safe", pure=True).load(head[1]) if head else {}
+    except YAMLError:
+        return  # which `datasets` will tell
+
+    def texts(value: Any) -> Any:
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from texts(part)
+        elif isinstance(value, str):
+            yield value
+
+    for path in texts((settings or {}).get("configs")):
+        if "://" in path or path.startswith(("/", "~")) or ".." in Path(path).parts:
+            raise UserError(f"data.source = {folder} takes {path} from elsewhere: its files must lie in it")
 
 
 def _check_tables(folder: Path, builder: datasets.DatasetBuilder) -> None:
@@ -118,24 +166,6 @@ def _check_tables(folder: Path, builder: datasets.DatasetBuilder) -> None:
                 raise UserError(f"data.source = {folder}: {path.name} numbers its classes otherwise than other tables")
 
 
-def _class_folders(root: Path, names: list[str]) -> datasets.Dataset:
-    images, labels = [], []
-    for folder in _visible(root):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is a file among the folders of the classes: remove it, or sort it into a class")
-        for path in _visible(folder):
-            if path.is_dir():
-                raise UserError(f"{path} is a folder inside a class: {root} must hold one folder per class, no deeper")
-            images.append({"bytes": None, "path": str(path)})
-            labels.append(names.index(folder.name))
-    return _table(images, labels, names)
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    """What a folder holds, sorted, without hidden files such as .gitignore."""
-    return (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-
-
 def _hub(data: Data) -> datasets.DatasetDict:
     what = f"data.source = {data.source}"
     if not is_commit(data.revision):
@@ -146,7 +176,7 @@ def _hub(data: Data) -> datasets.DatasetDict:
     fetch = f"hf download --repo-type dataset {data.source} --revision {data.revision} --local-dir {LOCAL}NAME"
     remedy = f"; without the hub, run `{fetch}` where it can be reached and set data.source={LOCAL}NAME here"
     print(f"prepare: looking for {data.source} in the cache and on the Hugging Face hub", flush=True)
-    source = _loaded(data.source, f"{what} at {data.revision}", remedy, revision=data.revision)
+    source = _loaded(data.source, f"{what} at {data.revision}", remedy, revision=data.revision, name=data.config)
     # Without the hub `datasets` serves what it cached last, of any commit; its folder is named after that.
     cached = {Path(file["filename"]).parent.name for rows in source.values() for file in rows.cache_files}
     if cached != {data.revision}:
@@ -158,25 +188,35 @@ def _loaded(path: str, what: str, remedy: str = "", load: Callable = datasets.lo
     try:
         return load(path, **options)
     except Exception as error:  # of many libraries: files, parquet, HTTP
+        if names := re.search(r"(?:available configs|not found. Available): \[(.*?)\]", str(error)):
+            raise UserError(f"{what} has several configurations: set data.config to one of {names[1]}") from None
         raise UserError(f"{what} cannot be loaded: {first_line(error.__cause__ or error)}{remedy}") from None
 
 
 def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
-    """The same pictures under the standard names of columns and splits."""
-    if "train" not in source:
-        raise UserError(f"data.source = {data.source} has no train split, only {', '.join(source)}")
+    """The same images under the standard names of columns and splits."""
+    source = _named_splits(source, data)
     features = source["train"].features
+    image = _image_column(data.image_column, features)
+    label = _label_column(data.label_column, image, features)
+    if group := data.group:
+        _check_column("data.group", group, features)
     for name, split in source.items():
-        if name in SPLITS and split.features != features:
+        if any(split.features.get(column) != features[column] for column in filter(None, (image, label, group))):
             raise UserError(f"data.source = {data.source}: {name} and train differ in columns or class names")
-    image = _column(data.image_column, "data.image_column", datasets.Image, features)
-    label = _column(data.label_column, "data.label_column", datasets.ClassLabel, features)
-    source = datasets.DatasetDict({name: source[name] for name in SPLITS if name in source})
-    for name, rows in source.items():
-        if rows.data.column(label).null_count:
-            raise UserError(f"data.source = {data.source}: rows of {name} have no {label}")
-    source = source.select_columns([image, label]).rename_columns({image: "image", label: "label"})
+    for name in list(source):
+        if name == "test" and _is_unlabelled(source[name], label):
+            print(f"prepare: the {len(source[name])} images of test have no labels (-1): they are not used")
+            del source[name]
+            continue
+        _check_missing(source[name], name, label, data.source)
+    columns = {image: "image", label: "label"} | ({group: "group"} if group else {})
+    source = source.select_columns(list(columns)).rename_columns(
+        {old: new for old, new in columns.items() if old != new}
+    )
     source = source.cast_column("image", datasets.Image(decode=False))
+    if group:
+        source = source.cast_column("group", datasets.Value("string"))
     if not isinstance(source["train"].features["label"], datasets.ClassLabel):
         source = _named(source)
     for name, rows in source.items():
@@ -184,22 +224,103 @@ def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
     return source
 
 
-def _column(chosen: str | None, key: str, kind: type, features: datasets.Features) -> str:
+def _named_splits(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
+    """The splits under their standard names; one that is not used is told."""
+    named, unused = datasets.DatasetDict(), []
+    for name, rows in source.items():
+        standard = folders.SPLITS.get(name.lower())
+        if standard is None:
+            unused.append(f"{name} ({len(rows)} images)")
+        elif standard in named:
+            raise UserError(
+                f"data.source = {data.source} has two splits that are called {standard}, one of them {name}"
+            )
+        else:
+            named[standard] = rows
+    if "train" not in named:
+        raise UserError(f"data.source = {data.source} has no train split, only {', '.join(source)}")
+    if "validation" in named and data.val_from != "validation":
+        rows = named.pop("validation")
+        unused.append(f"validation ({len(rows)} images; data.val_from = {data.val_from})")
+    if unused:
+        print(f"prepare: not used: {', '.join(unused)}")
+    return datasets.DatasetDict({name: named[name] for name in SPLITS if name in named})
+
+
+def _is_bytes(feature: Any) -> bool:
+    """Whether a column holds files as pandas or Spark write them: bytes, or {bytes, path}."""
+    if isinstance(feature, dict):
+        return {"bytes"} <= feature.keys() <= {"bytes", "path"}
+    return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _image_column(chosen: str | None, features: datasets.Features) -> str:
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = found or [name for name, feature in features.items() if _is_bytes(feature)]
     if chosen is not None:
-        if chosen not in features:
-            raise UserError(f"{key} = {chosen} is no column of the source: it has {', '.join(features)}")
-        allowed = (kind, datasets.Value) if kind is datasets.ClassLabel else kind
-        if not isinstance(features[chosen], allowed):
-            raise UserError(f"{key} = {chosen} is a column of type {type(features[chosen]).__name__}")
+        _check_column("data.image_column", chosen, features)
+        if not (isinstance(features[chosen], datasets.Image) or _is_bytes(features[chosen])):
+            raise UserError(
+                f"data.image_column = {chosen} is a column of type {_type(features[chosen])}, not of images or bytes"
+            )
         return chosen
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if not found and kind is datasets.Image:
-        raise UserError(f"the source has no column of pictures, only {', '.join(features)}")
-    if len(found) != 1:
+    if not found:
+        raise UserError(f"the source has no column of images, only {', '.join(features)}")
+    if len(found) > 1:
         raise UserError(
-            f"the source has {len(found)} columns of type {kind.__name__}: set {key} to one of {', '.join(features)}"
+            f"the source has {len(found)} columns of images: set data.image_column to one of {', '.join(found)}"
         )
     return found[0]
+
+
+def _label_column(chosen: str | None, image: str, features: datasets.Features) -> str:
+    plain = [
+        name
+        for name, feature in features.items()
+        if name != image and isinstance(feature, datasets.Value) and not _is_bytes(feature)
+    ]
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if chosen is not None:
+        _check_column("data.label_column", chosen, features)
+        if chosen not in (*found, *plain):
+            raise UserError(
+                f"data.label_column = {chosen} is a column of type {_type(features[chosen])}, not of one label each"
+            )
+        return chosen
+    found = found or plain
+    if not found:
+        raise UserError(f"the source has no column of labels, only {', '.join(features)}")
+    if len(found) > 1:
+        raise UserError(
+            f"the source has {len(found)} columns of labels: set data.label_column to one of {', '.join(found)}"
+        )
+    return found[0]
+
+
+def _check_column(key: str, chosen: str, features: datasets.Features) -> None:
+    if chosen not in features:
+        raise UserError(f"{key} = {chosen} is no column of the source: it has {', '.join(features)}")
+
+
+def _type(feature: Any) -> str:
+    return getattr(feature, "dtype", None) or type(feature).__name__
+
+
+def _is_unlabelled(rows: datasets.Dataset, label: str) -> bool:
+    """Whether no row has a label, as in the test splits of competitions: -1 throughout."""
+    return isinstance(rows.features[label], datasets.ClassLabel) and set(rows.unique(label)) == {-1}
+
+
+def _check_missing(rows: datasets.Dataset, split: str, label: str, source: str) -> None:
+    """Refuse rows without a label: null, NaN or empty text."""
+    missing = {"null": rows.data.column(label).null_count}
+    if isinstance(rows.features[label], datasets.Value):
+        values = rows.data.column(label).to_pylist()
+        missing["NaN"] = sum(isinstance(value, float) and value != value for value in values)
+        missing["empty"] = sum(isinstance(value, str) and not value.strip() for value in values)
+    if count := sum(missing.values()):
+        kinds = ", ".join(f"{number} {kind}" for kind, number in missing.items() if number)
+        raise UserError(f"data.source = {source}: {count} of {len(rows)} rows of {split} have no {label} ({kinds})")
 
 
 def _named(source: datasets.DatasetDict) -> datasets.DatasetDict:
@@ -214,6 +335,7 @@ def _check_labels(source: datasets.DatasetDict, what: str) -> None:
     names = class_names(source["train"])
     if len(names) < 2:
         raise UserError(f"data.source = {what} has one class, {names[0]}: a classifier needs two or more")
+    _tell_twins(names)
     for split, rows in source.items():
         labels = np.asarray(rows["label"])
         outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
@@ -223,22 +345,34 @@ def _check_labels(source: datasets.DatasetDict, what: str) -> None:
                 f"outside the {len(names)} class names"
             )
         if missing := [name for label, name in enumerate(names) if label not in labels]:
-            raise UserError(f"data.source = {what}: {split} holds no picture of the class {', '.join(missing[:5])}")
+            some = ", ".join(map(printable, missing[:5]))
+            raise UserError(f"data.source = {what}: {split} holds no image of the class {some}")
+
+
+def _tell_twins(names: list[str]) -> None:
+    """Say which classes differ only in case, blanks or the way Unicode writes them."""
+    alike = defaultdict(list)
+    for name in names:
+        alike["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+    if twins := [" and ".join(map(repr, found)) for found in alike.values() if len(found) > 1]:
+        print(
+            f"prepare: classes that differ only in case, blanks or Unicode form: {'; '.join(twins[:5])}. Are they one?"
+        )
 
 
 def location(image: dict | None, row: str) -> str:
-    """How to name a picture to a person: its file below the working folder, or its row."""
+    """How to name an image to a person: its file below the working folder, or its row."""
     own_file = image and image["bytes"] is None and os.path.normpath(image["path"] or "").startswith(LOCAL)
     return image["path"] if own_file else row
 
 
 def read(image: dict | None) -> bytes:
-    """The bytes of a picture file; none where a row has no picture."""
+    """The bytes of an image file; none where a row has no image."""
     if image is None or (image["bytes"] is None and not image["path"]):
         return b""
     if image["bytes"] is not None:
         return image["bytes"]
-    # A table may name any file of this machine: what is read lies with the pictures, or in the hub's cache.
+    # A table may name any file of this machine: what is read lies with the images, or in the hub's cache.
     path = Path(os.path.abspath(image["path"]))
     roots = (LOCAL, datasets.config.HF_CACHE_HOME, datasets.config.DOWNLOADED_DATASETS_PATH, hub.HF_HUB_CACHE)
     if not any(path.is_relative_to(Path(root).absolute()) for root in roots):

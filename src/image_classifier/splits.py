@@ -1,21 +1,23 @@
-"""Seeded, stratified train, val and test that share no picture."""
+"""Seeded, stratified train, val and test that share no image and no group."""
 
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
+from itertools import combinations
 
 import datasets
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
 from image_classifier.config import Data
-from image_classifier.errors import UserError
+from image_classifier.errors import UserError, printable
 
 
 def split(source: datasets.DatasetDict, data: Data, seed: int) -> dict[str, datasets.Dataset]:
     """Return the datasets `test`, `val` and `train`, in this order.
 
-    With `data.subset_size` the first pictures of train are the subset; those after it take the places
-    of pictures that are left out, so that the subset stays whole and balanced.
+    With `data.subset_size` the first images of train are the subset; those after it take the places
+    of images that are left out, so that the subset stays whole and balanced.
 
     Raises UserError: a split is missing and none may be carved, or a class is too small to share.
     """
@@ -36,30 +38,75 @@ def split(source: datasets.DatasetDict, data: Data, seed: int) -> dict[str, data
         labels = np.asarray(train["label"])
         chosen = _balanced(labels, data.subset_size, seed)
         train = train.select(np.concatenate([chosen, np.setdiff1d(np.arange(len(labels)), chosen)]))
-    return {"test": test, "val": val, "train": train}
+    parts = {"test": test, "val": val, "train": train}
+    _check_groups(parts, data.group)
+    return parts
 
 
 def _carve(
     dataset: datasets.Dataset, fraction: float, seed: int, key: str
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split off `fraction` of a dataset, as many of each class as its share."""
-    labels = np.asarray(dataset["label"])
-    try:
-        rest, part = train_test_split(np.arange(len(labels)), test_size=fraction, random_state=seed, stratify=labels)
-    except ValueError as error:
-        smallest, count = Counter(labels.tolist()).most_common()[-1]
-        name = dataset.features["label"].int2str(smallest)
+    """Split off `fraction` of a dataset, as many of each class as its share; whole groups, where there are any."""
+    labels, names = np.asarray(dataset["label"]), dataset.features["label"].names
+    counts = np.bincount(labels, minlength=len(names))
+    if counts.min() < 2:
         raise UserError(
-            f"{key} = {fraction} cannot share out {len(labels)} pictures; "
-            f"the smallest class, {name!r}, has {count}: {error}"
-        ) from None
+            f"{key} = {fraction} cannot share out the class {names[counts.argmin()]!r}: it has {counts.min()} image; "
+            "each class needs 2 or more"
+        )
+    if "group" in dataset.column_names:
+        rest, part = _grouped(labels, np.asarray(dataset["group"]), fraction, seed)
+    else:
+        size = math.ceil(fraction * len(labels))
+        if min(size, len(labels) - size) < len(names):
+            least = math.ceil(100 * len(names) / len(labels)) / 100
+            way = f"choose {least} to {1 - least:.2f}" if least <= 0.5 else "add images, or leave classes out"
+            raise UserError(
+                f"{key} = {fraction} of {len(labels)} images is {size}, which leaves less than one of each of the "
+                f"{len(names)} classes on one side: {way}"
+            )
+        rest, part = train_test_split(np.arange(len(labels)), test_size=fraction, random_state=seed, stratify=labels)
+    for side in (rest, part):
+        found = np.bincount(labels[side], minlength=len(names))
+        if not found.min():
+            name, count = names[found.argmin()], counts[found.argmin()]
+            raise UserError(
+                f"{key} = {fraction} puts all {count} images of the class {name!r} on one side: a class needs "
+                f"{math.ceil(1 / min(fraction, 1 - fraction))} or more at this fraction"
+                + (", in several groups" if "group" in dataset.column_names else "")
+            )
     return dataset.select(np.sort(rest)), dataset.select(np.sort(part))
+
+
+def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of both sides, each group on one of them: of 200 random ways the one that shares out classes best."""
+    if len(np.unique(groups)) < 2:
+        raise UserError(f"data.group: all images are of one group, {groups[0]}: there is nothing to share out")
+    counts, best = np.bincount(labels), (math.inf, None)
+    for rest, part in GroupShuffleSplit(200, test_size=fraction, random_state=seed).split(labels, labels, groups):
+        share = np.bincount(labels[part], minlength=len(counts)) / counts
+        if (unlike := np.abs(share - fraction).max()) < best[0]:
+            best = unlike, (rest, part)
+    return best[1]
+
+
+def _check_groups(parts: dict[str, datasets.Dataset], group: str | None) -> None:
+    """Refuse splits of the source's own that share a group."""
+    if group is None:
+        return
+    sides = {name: set(rows["group"]) for name, rows in parts.items()}
+    for one, other in combinations(sides, 2):
+        if shared := sorted(sides[one] & sides[other]):
+            raise UserError(
+                f"data.group = {group}: {len(shared)} groups are in {one} and in {other}, such as {shared[0]}: put "
+                "each on one side"
+            )
 
 
 def _balanced(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Indices of `size` items, seeded, with class counts that differ by at most one."""
     if size > len(labels):
-        raise UserError(f"data.subset_size = {size}, but the training split has {len(labels)} pictures")
+        raise UserError(f"data.subset_size = {size}, but the training split has {len(labels)} images")
     order = np.random.default_rng(seed).permutation(len(labels))
     # The rank of each item within its class; taking the lowest ranks first deals classes in turn.
     rank = pd.Series(labels[order]).groupby(labels[order]).cumcount()
@@ -67,30 +114,41 @@ def _balanced(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     counts = np.bincount(labels[chosen], minlength=labels.max() + 1)
     if counts.max() - counts.min() > 1:
         raise UserError(
-            f"data.subset_size = {size} cannot be class-balanced: the smallest class has {counts.min()} pictures"
+            f"data.subset_size = {size} cannot be class-balanced: the smallest class has {counts.min()} images"
         )
     return np.sort(chosen)
 
 
 class Screen:
-    """Decides which pictures may enter a split, and keeps what it found for one report at the end.
+    """Decides which images may enter a split, and keeps what it found for one report at the end.
 
-    Splits pass in the order test, val, train, so that a picture found in two of them leaves the
-    training side and test stays whole.
+    Splits pass in the order test, val, train, so that an image found in two of them leaves the
+    training side and test stays whole. `banned` are the SHA-256 of images that have two labels.
     """
 
-    def __init__(self, data: Data):
-        self.data = data
-        self.seen: dict[bytes, str] = {}  # SHA-256 of the pixels -> the split they came in with
+    def __init__(self, data: Data, banned: set[bytes] | None = None):
+        self.data, self.banned = data, banned or set()
+        self.seen: dict[
+            bytes, tuple[str, str]
+        ] = {}  # SHA-256 of the pixels -> the split and the class they came in with
         # split -> what -> where and why
-        self.findings: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"duplicates": [], "unreadable": []})
+        self.findings: dict[str, dict[str, list[str]]] = defaultdict(
+            lambda: {"contradictions": [], "duplicates": [], "unreadable": []}
+        )
+        self.peaks: list[int] = []  # the largest value of each image of 16-bit grey
 
-    def admit(self, split: str, where: str, digest: bytes) -> bool:
-        """Whether the picture found at `where`, with these pixels, belongs in `split`."""
-        first = self.seen.setdefault(digest, split)
+    def admit(self, split: str, where: str, digest: bytes, label: str) -> bool:
+        """Whether the image found at `where`, with these pixels and this class, belongs in `split`."""
+        first, name = self.seen.setdefault(digest, (split, label))
+        found = self.findings[split]
+        if name != label or (digest in self.banned and split != "test"):
+            found["contradictions"].append(
+                f"{where} ({label}): " + (f"in {first} as {name}" if name != label else "two labels")
+            )
+            return self.data.on_contradiction == "count" or (split == "test" and self.data.on_contradiction == "drop")
         if first == split:
             return True
-        self.findings[split]["duplicates"].append(f"{where}: also in {first}")
+        found["duplicates"].append(f"{where}: also in {first}")
         return self.data.on_duplicate == "count"
 
     def conclude(self) -> None:
@@ -100,10 +158,18 @@ class Screen:
         """
         for key, setting, kind, what, ways in (
             ("data.on_unreadable", self.data.on_unreadable, "unreadable", "cannot be read", "remove them, or skip"),
-            ("data.on_duplicate", self.data.on_duplicate, "duplicates", "stand in two splits", "drop or count"),
+            ("data.on_contradiction", self.data.on_contradiction, "contradictions", "have two labels", "drop or count"),
+            ("data.on_duplicate", self.data.on_duplicate, "duplicates", "appear in two splits", "drop or count"),
         ):
             listed = [line for found in self.findings.values() for line in found[kind]]
             if listed and setting == "fail":
-                raise UserError(f"{len(listed)} pictures {what} ({key} = fail; {ways}): " + "; ".join(listed))
+                raise UserError(
+                    f"{len(listed)} images {what} ({key} = fail; {ways}): " + "; ".join(map(printable, listed))
+                )
             if listed:
-                print(f"prepare: {len(listed)} pictures {what} ({key} = {setting}); listed in each index.json")
+                print(f"prepare: {len(listed)} images {what} ({key} = {setting}); listed in each index.json")
+        if self.peaks and max(self.peaks) < 2**14:
+            print(
+                f"prepare: the brightest pixel of {len(self.peaks)} images of 16-bit grey is {max(self.peaks)} of "
+                "65535: they come out dark; if that is not meant, scale them to the full range"
+            )
