@@ -94,4 +94,4 @@ LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 
 .PHONY: ui
 ui: setup ## Open MLflow on http://127.0.0.1:5000
-	mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+	@python -m image_classifier ui

@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks import pairs
 
 COUNT = 64  # test pictures
-MODEL, EXPORT = "models:/image-classifier@current", Path("models/export")
+MODEL, EXPORT = "models:/image-classifier@champion", Path("models/export")
 STORE = f"sqlite:///{pairs.ROOT / 'mlflow.db'}"
 
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from image_classifier import config, distributed, engine, files, models, precision, resume, runtime, tracking
+from image_classifier import config, distributed, engine, files, models, precision, resume, runtime, tracker
 from image_classifier.errors import run
 from image_classifier.shards import ShardReader
 from image_classifier.timing import SAVING, TRACKING
@@ -34,23 +34,23 @@ def fit(params: config.Config, chosen: precision.Precision, ranks: distributed.R
         return trainer.follow(state.load(ranks))  # the first process logs and saves for all
     tags = {"precision": chosen.name, "precision.reason": chosen.reason, "data.sha256": files.sha256(INDEX)}
     tags |= runtime.environment() | {"processes": str(ranks.count)}
-    with state.lock, tracking.Tracker("metrics/train", params, len(train.class_names), tags, state.lock) as tracker:
+    with state.lock, tracker.Tracker("metrics/train", params, len(train.class_names), tags, state.lock) as log:
         if kept := state.load(ranks):
             trainer.load_state_dict(kept)
             print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")
         for epoch, values in enumerate(trainer.history):
-            tracker.log_epoch(epoch, values)
+            log.log_epoch(epoch, values)
         for values in trainer.epochs():
             with clock(SAVING):
                 state.save(len(trainer.history), trainer.state_dict())
             with clock(TRACKING):
-                tracker.log_epoch(len(trainer.history) - 1, values)
+                log.log_epoch(len(trainer.history) - 1, values)
             shown = ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)
             print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {shown}", flush=True)
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
             models.save(folder, network, normalize, train.resize)
         best = trainer.best["metrics"]
-        tracker.finish(best, files.sha256(CHECKPOINT / "model.safetensors"), clock)
+        log.finish(best, files.sha256(CHECKPOINT / "model.safetensors"), clock)
         files.remove(state.folder)
     print(f"train: where the time went\n{clock.table()}")
     print(f"train: {CHECKPOINT}: epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}; {took()}")

@@ -39,7 +39,7 @@ def test_the_readmes_lines_need_neither_this_project_nor_torch(trained, tmp_path
 
 def test_mlflow_loads_the_model_by_its_alias(trained, pictures, ours):
     mlflow.set_tracking_uri(f"sqlite:///{trained / 'mlflow.db'}")
-    model = mlflow.pyfunc.load_model("models:/image-classifier@current")
+    model = mlflow.pyfunc.load_model("models:/image-classifier@champion")
     np.testing.assert_allclose(model.predict({"image": pictures})["probabilities"], ours, rtol=1e-5)
 
 

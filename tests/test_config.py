@@ -67,7 +67,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown(params):
 
 def test_a_password_in_an_answer_is_not_shown():
     error = ConnectionError("https://me:secret@mlflow.example.org:5000/api does not answer\nmore")
-    assert tracking._reason(error) == "https://mlflow.example.org:5000/api does not answer"
+    assert tracking.reason(error) == "https://mlflow.example.org:5000/api does not answer"
 
 
 def test_a_missing_key_is_named(params):

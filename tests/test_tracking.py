@@ -16,12 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
+import mlflow
 import pytest
 from conftest import HANGS, command, edit_params, wait_for
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
+from image_classifier import __main__ as command_line
 from image_classifier import config, engine, tracking
+from image_classifier import tracker as trackers
 from image_classifier.errors import UserError
 from image_classifier.files import sha256
 from image_classifier.timing import Stopwatch
@@ -120,11 +125,11 @@ def test_a_model_without_a_run_gets_one(project, monkeypatch):
     assert run.data.metrics == {"test_accuracy": 0.5, "test_loss": 1.5}
 
 
-def tracker(name: str, **tags: str) -> tracking.Tracker:
+def tracker(name: str, **tags: str) -> trackers.Tracker:
     """A training whose lock, and what it keeps beside it, lie in .resume/NAME, as its state does."""
     Path(".resume", name).mkdir(exist_ok=True)
     lock = FileLock(f".resume/{name}/lock")
-    return tracking.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", **tags}, lock)
+    return trackers.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", **tags}, lock)
 
 
 def test_a_run_that_fails_does_not_stay_running(project):
@@ -189,8 +194,8 @@ def test_a_run_has_its_tags_from_the_start(project, monkeypatch):
         with pytest.raises(SystemExit):
             tracker("early")
     client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    drawn = Path(".resume/early", tracking.TRAINING).read_text()
-    (orphan,) = [run for run in runs(client) if run.data.tags.get(tracking.TRAINING_TAG) == drawn]
+    drawn = Path(".resume/early", trackers.TRAINING).read_text()
+    (orphan,) = [run for run in runs(client) if run.data.tags.get(trackers.TRAINING_TAG) == drawn]
     assert tracker("early").run_id == orphan.info.run_id
 
 
@@ -217,7 +222,7 @@ def test_a_password_is_never_told(project, monkeypatch, capsys, password):
 def test_a_killed_export_leaves_no_run_running(project, monkeypatch):
     client, seen = MlflowClient(f"sqlite:///{project / 'mlflow.db'}"), []
 
-    def looks(_):
+    def looks(*_):
         seen.extend(run.info.status for run in runs(client) if run.data.tags.get(tracking.MODEL_TAG) == "1" * 64)
         raise ValueError
 
@@ -299,7 +304,7 @@ def test_a_server_that_goes_away_costs_no_step_and_sync_replays_all_once(
     model = sha256("models/checkpoint/model.safetensors")
     assert model == sha256(trained / "models/checkpoint/model.safetensors")
 
-    folders = Path("metrics/train"), Path("metrics/evaluate")
+    folders = Path("metrics"), Path("models/export/model.onnx")
     with pytest.raises(UserError, match="run sync again when the server answers"):
         tracking.sync(config.load(), model, *folders)
     start()
@@ -414,3 +419,223 @@ def test_four_queued_experiments_share_a_server(project, server):
     assert len({run.info.run_name for run in found}) == len(rates)
     for run in found:
         assert run.info.status == "FINISHED" and {"test_accuracy", "onnx_agreement"} <= run.data.metrics.keys()
+
+
+# ---------------------------------------------------------------- servers that are slow, old, or away for a moment
+
+
+def client_of(project: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+
+
+def test_an_epoch_that_was_lost_is_sent_with_the_next(project, monkeypatch, capsys):
+    log, send = tracker("busy"), MlflowClient.log_batch
+    lost = iter([False, True, False, False])
+
+    def busy(self, run_id, metrics=(), *rest, **words):
+        if metrics and next(lost):
+            raise ConnectionError("429 Too Many Requests")
+        return send(self, run_id, metrics, *rest, **words)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", busy)
+    for epoch in range(3):
+        log.log_epoch(epoch, {"train_loss": 1.0 / (epoch + 1)})
+    history = client_of(project).get_metric_history(log.run_id, "train_loss")
+    assert sorted((point.step, point.value) for point in history) == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert capsys.readouterr().err.count("warning: MLflow: logging failed: 429") == 1
+
+
+def test_a_server_that_is_away_at_the_start_gets_the_run_when_it_is_back(project, monkeypatch):
+    connect, away = tracking.connect, [True]
+
+    def try_to_connect(settings):
+        if away:
+            raise ConnectionError("refused")
+        return connect(settings)
+
+    monkeypatch.setattr(tracking, "connect", try_to_connect)
+    log = tracker("away")
+    log.log_epoch(0, {"train_loss": 1.0})
+    away.clear()
+    for epoch in (1, 2):
+        log.log_epoch(epoch, {"train_loss": 1.0})
+    log.finish({"train_loss": 1.0, "best_epoch": 0}, "3" * 64, Stopwatch())
+    client = client_of(project)
+    assert client.get_run(log.run_id).info.status == "FINISHED"
+    assert len(client.get_metric_history(log.run_id, "train_loss")) == 3
+
+
+def test_after_several_failures_fewer_epochs_try(project, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "connect", lambda _: (_ for _ in ()).throw(ConnectionError("refused")))
+    log = tracker("silent")
+    for epoch in range(15):
+        log.log_epoch(epoch, {"train_loss": 1.0})
+    assert capsys.readouterr().err.count("warning: MLflow") == 5  # at the start, and after 0, 0, 1, 3 and 7 epochs
+
+
+def test_uploads_have_time_and_a_failed_one_costs_only_itself(project, monkeypatch, capsys):
+    upload, given = MlflowClient.log_artifact, {}
+
+    def slow(self, run_id, path, *rest):
+        given[Path(path).name] = tuple(os.environ[f"MLFLOW_HTTP_REQUEST_{name}"] for name in ("TIMEOUT", "MAX_RETRIES"))
+        if path == "params.yaml":
+            raise TimeoutError("Read timed out. (read timeout=120)")
+        return upload(self, run_id, path, *rest)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", slow)
+    before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    paths = [Path("params.yaml"), Path("dvc.yaml")]
+    tracking.add_to_model_run(config.load().mlflow, "4" * 64, {"test_accuracy": 0.5}, paths)
+    assert given == dict.fromkeys(("params.yaml", "dvc.yaml"), ("120", "2"))
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == before == "4"
+    assert "warning: MLflow: uploading params.yaml failed: Read timed out" in capsys.readouterr().err
+    (run,) = [run for run in runs(client_of(project)) if run.data.tags["model.sha256"] == "4" * 64]
+    assert [item.path for item in client_of(project).list_artifacts(run.info.run_id)] == ["dvc.yaml"]
+    assert run.info.status == "FINISHED" and run.data.metrics == {"test_accuracy": 0.5}
+
+
+def test_a_run_is_finished_whatever_happens_to_its_model(project, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise TimeoutError("Read timed out.")
+
+    monkeypatch.setattr(mlflow.onnx, "log_model", fails)
+    tracking.add_to_model_run(config.load().mlflow, "5" * 64, {}, [], Path("models/export/model.onnx"))
+    (run,) = [run for run in runs(client_of(project)) if run.data.tags["model.sha256"] == "5" * 64]
+    assert run.info.status == "FINISHED" and "Read timed out" in capsys.readouterr().err
+
+
+def test_sync_makes_good_everything_that_a_server_missed(project, trained):
+    """A store that was away in all stages: the run, its series, pictures, report and model."""
+    for path in project.glob("mlflow.db*"):
+        path.unlink()
+    shutil.rmtree("mlruns")
+    weights = sha256("models/checkpoint/model.safetensors")
+    run_id = tracking.sync(config.load(), weights, Path("metrics"), Path("models/export/model.onnx"))
+    assert tracking.sync(config.load(), weights, Path("metrics"), Path("models/export/model.onnx")) == run_id
+    client, (whole,) = client_of(project), runs(client_of(trained))
+    run = client.get_run(run_id)
+    measured = {name for name in whole.data.metrics if not name.startswith(("seconds.", "share.", "images_per"))}
+    assert run.data.metrics.keys() == measured and run.data.params == whole.data.params
+    for folder in ("", "evaluate", "export"):
+        kept = [{item.path for item in one.list_artifacts(id_, folder)} for one, id_ in
+                ((client, run_id), (client_of(trained), whole.info.run_id))]  # fmt: skip
+        assert kept[0] == kept[1], folder
+    (registered,) = client.search_model_versions("name = 'image-classifier'")
+    assert registered.run_id == run_id
+    assert_same_series(client, run_id, project)
+
+
+def test_an_old_server_without_logged_models_gets_the_model_as_an_artifact(project, monkeypatch):
+    def unknown(*_, **__):
+        raise MlflowException("API request to /api/2.0/mlflow/logged-models failed", error_code=ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(mlflow.onnx, "log_model", unknown)
+    tracking.add_to_model_run(config.load().mlflow, "6" * 64, {}, [], Path("models/export/model.onnx"))
+    client = client_of(project)
+    (run,) = [run for run in runs(client) if run.data.tags["model.sha256"] == "6" * 64]
+    assert "model/MLmodel" in {item.path for item in client.list_artifacts(run.info.run_id, "model")}
+    loaded = mlflow.pyfunc.load_model("models:/image-classifier@champion")
+    assert loaded.metadata.run_id == run.info.run_id or loaded.predict
+
+
+# ---------------------------------------------------------------- the registered model
+
+
+def champion(project: Path, name: str = "image-classifier") -> str:
+    return client_of(project).get_model_version_by_alias(name, "champion").run_id
+
+
+def test_only_the_workspace_moves_the_champion(project, tmp_path, monkeypatch):
+    model, settings = (project / "models/export/model.onnx").resolve(), config.load().mlflow
+    before = champion(project)
+    queued = tmp_path / "queued"
+    queued.mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(queued)
+        tracking.add_to_model_run(settings, "7" * 64, {"test_accuracy": 0.31}, [], model)
+    client = client_of(project)
+    assert len(client.search_model_versions("name = 'image-classifier'")) == 2
+    assert champion(project) == before
+    assert tracking.promote(settings, "7" * 64) == ("image-classifier", "2")
+    assert client.get_run(champion(project)).data.metrics["test_accuracy"] == 0.31
+    with pytest.raises(UserError, match="no version of image-classifier has the weights of models/export: run sync"):
+        tracking.promote(settings, "8" * 64)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "chosen", "expected"),
+    [
+        ("team/cats", None, "team-cats"),
+        ("/Shared/pets: v1", None, "Shared-pets-v1"),
+        ("image-classifier", None, "image-classifier"),
+        ("//", None, "image-classifier"),
+        ("cats", "main.vision.cats", "main.vision.cats"),
+    ],
+)
+def test_a_registered_model_has_a_name_that_every_registry_allows(project, change, experiment, chosen, expected):
+    change({"mlflow": {"experiment_name": experiment, "model_name": chosen}})
+    tracking.add_to_model_run(config.load().mlflow, "9" * 64, {}, [], Path("models/export/model.onnx"))
+    assert tracking.model_name(config.load().mlflow) == expected
+    assert client_of(project).get_model_version_by_alias(expected, "champion")
+
+
+def test_each_project_has_a_registered_model_of_its_own(project, monkeypatch):
+    """Also where the experiment is named in the environment."""
+    before = champion(project)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "cats-bad")
+    tracking.add_to_model_run(config.load().mlflow, "a" * 64, {}, [], Path("models/export/model.onnx"))
+    assert champion(project) == before != champion(project, "cats-bad")
+
+
+def test_the_models_page_has_the_figures_of_the_epoch_that_ships(trained, client):
+    (run,) = runs(client)
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    shown = {metric.key: metric.value for metric in model.metrics}
+    best = json.loads((trained / "metrics/train/metrics.json").read_text())
+    test = json.loads((trained / "metrics/evaluate/metrics.json").read_text())
+    assert best["best_epoch"] > 0  # or this would show nothing
+    assert shown["val_accuracy"] == pytest.approx(best["val_accuracy"])
+    assert shown["test_accuracy"] == pytest.approx(test["accuracy"])
+    assert {metric.dataset_name for metric in model.metrics if metric.key == "test_accuracy"} == {"digits"}
+
+
+# ---------------------------------------------------------------- where the store is
+
+
+@pytest.mark.parametrize("by", ["params", "environment"])
+def test_a_relative_database_is_one_in_the_repository(project, tmp_path, monkeypatch, by):
+    if by == "params":
+        edit_params(project, {"mlflow": {"tracking_uri": "sqlite:///runs/all.db"}})
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/all.db")
+    settings = config.load().mlflow
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(tmp_path)
+    tracking.add_to_model_run(settings, "0" * 64, {"test_accuracy": 0.5}, [project / "params.yaml"])
+    assert (project / "runs/all.db").is_file() and list((project / "runs/mlruns").rglob("params.yaml"))
+    assert not list(tmp_path.glob("*.db")) and not (tmp_path / "mlruns").exists()
+
+
+def test_a_deleted_experiment_is_named_with_the_way_to_restore_it(project, capsys):
+    client = client_of(project)
+    found = client.get_experiment_by_name("image-classifier")
+    client.delete_experiment(found.experiment_id)
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {}, [])
+    told = capsys.readouterr().err
+    assert "the experiment image-classifier was deleted: run `mlflow experiments restore --experiment-id 1`" in told
+
+
+def test_the_ui_opens_the_store_that_the_runs_are_in(project, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(command_line.subprocess, "run", lambda words, **_: started.append(words) or Finished)
+    monkeypatch.setattr(sys, "argv", ["image_classifier", "ui"])
+    assert command_line.main() == 0
+    assert started[0][-1] == f"sqlite:///{project / 'mlflow.db'}" and "127.0.0.1" in started[0]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hushed@mlflow.example.org")
+    assert command_line.main() == 0 and len(started) == 1
+    assert capsys.readouterr().out == "MLflow runs elsewhere: open https://mlflow.example.org\n"
+
+
+class Finished:
+    returncode = 0

@@ -1,4 +1,4 @@
-"""The command line: `python -m image_classifier predict|compare|doctor|sync`."""
+"""The command line: `python -m image_classifier predict|compare|doctor|sync|promote|ui`."""
 
 import argparse
 import subprocess
@@ -29,6 +29,8 @@ def main() -> int:
         compare.add_argument(name, help="an experiment, a revision, or workspace")
     commands.add_parser("doctor", help="say whether everything is fit to run, and what to do if not")
     commands.add_parser("sync", help="give MLflow what it missed of the present model while it could not be reached")
+    commands.add_parser("promote", help="make the present model the champion of the registered model in MLflow")
+    commands.add_parser("ui", help="open MLflow on http://127.0.0.1:5000")
     options = parser.parse_args()
     if options.command == "predict":
         from image_classifier import predict
@@ -39,15 +41,29 @@ def main() -> int:
         from image_classifier import compare
 
         return compare.main(options.A, options.B)
-    if options.command == "sync":
+    if options.command in ("sync", "promote"):
         from image_classifier import config, files, tracking
 
-        if subprocess.run([sys.executable, "-m", "dvc", "status", "-q", "-d", "evaluate"], check=False).returncode:
+        settings = config.load()
+        if subprocess.run([sys.executable, "-m", "dvc", "status", "-q", "-d", "export"], check=False).returncode:
             raise UserError("`dvc status` finds changes, so the metrics may be of another model: run `dvc repro` first")
         model = files.sha256("models/checkpoint/model.safetensors")
-        run = tracking.sync(config.load(), model, Path("metrics/train"), Path("metrics/evaluate"))
-        print(f"MLflow run {run} holds metrics/train and metrics/evaluate")
+        if options.command == "promote":
+            name, number = tracking.promote(settings.mlflow, model)
+            print(f"version {number} of {name} is the {tracking.ALIAS}: models:/{name}@{tracking.ALIAS}")
+            return 0
+        run = tracking.sync(settings, model, Path("metrics"), Path("models/export/model.onnx"))
+        print(f"MLflow run {run} holds metrics/ and the model")
         return 0
+    if options.command == "ui":
+        from image_classifier import config, tracking
+
+        address = tracking.address(config.load().mlflow)
+        if not address.startswith("sqlite:"):
+            print(f"MLflow runs elsewhere: open {tracking.reason(ValueError(address))}")
+            return 0
+        words = ["ui", "--host", "127.0.0.1", "--backend-store-uri", address]
+        return subprocess.run([sys.executable, "-m", "mlflow", *words], check=False).returncode
     from image_classifier import doctor
 
     return doctor.main()
