@@ -134,9 +134,11 @@ def new_project(folder: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_store(monkeypatch) -> None:
-    """mlflow.set_tracking_uri leaves its choice in the environment, which would win in the next test."""
+def a_fresh_process(monkeypatch) -> None:
+    """What a test leaves in this process is no part of the next one: MLflow's address, torch's threads."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if "torch" in sys.modules:  # a stage that ran in this process has set its own number of threads
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,9 @@ def fast_losses(name: str, rate: float = RATE) -> list[float]:
 
 
 def test_the_fast_path_gives_the_losses_of_a_plain_loop(project):
-    # Another memory format sums in another order: the last digits of float32 differ, and grow with the steps.
+    # Another memory format sums in another order, and so does another number of threads: the last digits of float32
+    # differ, and grow with the steps. Two threads are what the bounds were measured with.
+    torch.set_num_threads(2)
     plain = plain_losses()
     np.testing.assert_allclose(fast_losses("fp32"), plain, rtol=0, atol=5e-4)
     np.testing.assert_allclose(fast_losses("bf16"), plain, rtol=0, atol=4e-3)

@@ -4,15 +4,20 @@ import json
 import pickle
 from pathlib import Path
 
+import architectures
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_MODEL
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, MobileViTImageProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
-from image_classifier import config, engine, models
+from image_classifier import config, engine, export, models, precision
 from image_classifier.config import Model
 from image_classifier.errors import UserError
+from image_classifier.preprocess import Normalize, Resize
+from image_classifier.shards import ShardReader
 
 CLASSES = ["cat", "dog", "fish"]
 TINY = {
@@ -165,7 +170,7 @@ def test_bad_models_are_refused_in_one_line(tmp_path):
     assert "there is no such folder" in refused(missing)
     assert "cannot be loaded" in refused(settings(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    assert "cannot be loaded" in refused(settings(tmp_path))
+    assert "bert is no image classifier of transformers" in refused(settings(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "mobilevit", "hidden_sizes": "many"}')
     assert "cannot be loaded" in refused(settings(tmp_path))
     (tmp_path / "config.json").write_text("{")
@@ -224,13 +229,13 @@ def test_a_repository_with_code_of_its_own_is_refused(tmp_path, monkeypatch):
 
 def test_a_model_whose_head_cannot_be_told_from_its_backbone_is_refused(tmp_path, monkeypatch):
     path = folder(tmp_path, "resnet", weights="safetensors")
-    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", _without_prefix)
-    assert "does not tell its head, which has to be drawn afresh" in refused(settings(path, pretrained=True))
+    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", _without_head)
+    assert "has no linear layer with 1000 outputs to be its head" in refused(settings(path, pretrained=True))
 
 
-def _without_prefix(path, **options):
+def _without_head(path, **_):
     network = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(path))
-    network.base_model_prefix = "elsewhere"
+    network.classifier = nn.Identity()
     return network, {"missing_keys": [], "mismatched_keys": []}
 
 
@@ -243,7 +248,130 @@ def test_a_revision_that_does_not_exist_is_one_line(monkeypatch):
     def fails(*_, **__):
         raise OSError("0000 is not a valid git identifier for this model name.\nCheck the model page.")
 
-    monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", fails)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", fails)
     message = refused(settings("apple/mobilevit-small", pretrained=True, revision="0" * 40))
     assert "is not a valid git identifier" in message
     assert "--local-dir models/pretrained/mobilevit-small" in message
+
+
+# ---------------------------------------------------------------- every architecture of transformers
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """Make a tiny checkpoint of a kind, with a head of 7 classes of its own."""
+
+    def make(kind: str) -> Path:
+        path = tmp_path_factory.mktemp(kind)
+        tiny = AutoConfig.for_model(**{**architectures.TINY[kind], "model_type": kind, "num_labels": 7})
+        names = CLASSIFIERS[kind]
+        tiny.architectures = [names[0] if isinstance(names, tuple) else names]
+        torch.manual_seed(1)
+        AutoModelForImageClassification.from_config(tiny).save_pretrained(path)
+        return path
+
+    return make
+
+
+def test_every_architecture_is_tried_or_has_a_reason_not_to_be():
+    outside = {*models.OUTSIDE, "timm_wrapper"}  # which needs the package timm
+    assert architectures.TINY.keys() | outside == CLASSIFIERS.keys()
+
+
+@pytest.mark.parametrize("kind", architectures.TINY)
+def test_every_architecture_trains_at_each_size_freezes_and_is_saved(pretrained, tmp_path, kind):
+    path = pretrained(kind)
+    build(settings(path))  # from scratch
+    network = build(settings(path, pretrained=True)).train()
+    theirs, ours = AutoModelForImageClassification.from_pretrained(path).state_dict(), network.state_dict()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    head = models._head(network, settings(path))
+    assert changed and changed <= head
+    for size in (64,) if kind in architectures.ONE_SIZE else (64, 96):
+        models.check_sizes(network, {size: 2})
+        pixels = torch.randn(2, 3, size, size)
+        network(pixel_values=pixels, **models.forward_options(network, size)).logits.square().mean().backward()
+    if kind in architectures.ONE_SIZE:
+        with pytest.raises(UserError, match="cannot be trained at 96 px"):
+            models.check_sizes(network, {96: 2})
+    whole = sum(parameter.numel() for parameter in network.parameters())
+    trained = []
+    for last in (0,) if kind == "perceiver" else (0, 1):  # whose blocks are one
+        frozen = build(settings(path, pretrained=True, freeze_backbone=True, unfreeze_blocks=last))
+        trained.append({name for name, parameter in frozen.named_parameters() if parameter.requires_grad})
+    assert trained[0] == head
+    if len(trained) == 2:
+        share = sum(network.get_parameter(name).numel() for name in trained[1]) / whole
+        assert trained[0] < trained[1] and share < 0.8  # the last of two or more
+    models.save(tmp_path / "saved", network, Normalize(), Resize(64, "stretch"))
+    loaded, _, _ = models.load(tmp_path / "saved")
+    assert list(loaded.config.id2label.values()) == CLASSES
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in architectures.COMMON else pytest.param(kind, marks=pytest.mark.full)
+        for kind in architectures.TINY
+    ],
+)
+@pytest.mark.pipeline  # which takes seconds each
+def test_what_trains_is_exported_for_batches_of_any_size_and_runs_in_the_pipeline(pretrained, tmp_path, kind):
+    normalize, resize = Normalize(), Resize(64, "stretch")
+    network = build(settings(pretrained(kind), pretrained=True)).eval()
+    export.to_onnx(tmp_path / "model.onnx", network, normalize, resize, CLASSES)
+    session, whole = export.session(tmp_path / "model.onnx"), export.Classifier(network, normalize).eval()
+    for count in (1, 2, 5):
+        images = torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8)
+        with torch.inference_mode():
+            expected = whole(images).numpy()
+        np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], expected, atol=1e-5)
+    models.save(tmp_path / "saved", network, normalize, resize)
+    found = export.run_pipeline(tmp_path / "saved", iter([(images, torch.zeros(5))]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "reason"), models.OUTSIDE.items())
+def test_what_has_no_place_here_is_refused_with_the_reason(kind, reason):
+    assert refused(settings(kind)).endswith(f"cannot be trained here: {kind} {reason}; choose another model")
+
+
+@pytest.mark.parametrize("kind", ["deit", "levit"])
+def test_a_type_with_several_heads_is_built_with_the_first(kind):
+    assert list(build(settings(kind), image_size=224).config.id2label.values()) == CLASSES
+
+
+def test_a_checkpoint_for_grey_images_is_one_line(tmp_path):
+    tiny = AutoConfig.for_model("resnet", num_channels=1, **TINY["resnet"])
+    AutoModelForImageClassification.from_config(tiny).save_pretrained(tmp_path)
+    for pretrained_ in (True, False):
+        assert "takes images of 1 channels, and here all are RGB" in refused(settings(tmp_path, pretrained=pretrained_))
+
+
+def test_patches_of_14_pixels_need_no_multiple_of_32(tmp_path):
+    tiny = AutoConfig.for_model("vit", **{**TINY["vit"], "image_size": 70, "patch_size": 14})
+    AutoModelForImageClassification.from_config(tiny).save_pretrained(tmp_path)
+    network = build(settings(tmp_path, pretrained=True), image_size=70)
+    models.check_sizes(network, {70: 1})
+    assert config.Data.model_validate(config.load().data.model_dump() | {"image_size": 70}).image_size == 70
+
+
+def test_recomputed_batch_norm_is_not_biased_by_dropout(project, change):
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.norm = nn.Dropout(0.1), nn.BatchNorm1d(3)
+
+        def forward(self, pixel_values):
+            return self.norm(self.dropout(torch.ones(len(pixel_values), 3)))
+
+    change({"training": {"batch_norm_images": 64}})
+    params, reader = config.load(), ShardReader("data/shards/train")
+    network = models.build(params.model, reader.class_names, 64, 0)
+    chosen = precision.resolve("cpu", "fp32")
+    trainer = engine.Trainer(network, Normalize(), chosen, params.training, 0, reader, reader)
+    trainer.network = constant = Constant()
+    trainer._recompute_batch_norm(0)
+    assert constant.norm.running_var.abs().max() < 1e-6 and constant.dropout.p == 0.1

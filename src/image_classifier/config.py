@@ -26,8 +26,8 @@ def is_commit(revision: str | None) -> bool:
 PASSWORD = r"(?<!sqlite:)(?<!file:)(?<!/)//\S*@"
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-# MobileViT halves the picture five times; other backbones are content with the same sizes.
-ImageSize = Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+# Which sizes a network can take is tried before training: patches may be of 14, 16 or 32 pixels.
+ImageSize = Annotated[int, Field(ge=32, le=1024)]
 Name = Annotated[str, Field(min_length=1)]
 
 

@@ -57,8 +57,6 @@ def _params() -> str:
 
 
 def _model() -> str:
-    import torch
-
     from image_classifier import models, sources
 
     params = config.load()
@@ -67,8 +65,7 @@ def _model() -> str:
         pictures = ", ".join(f"{name} {len(rows)}" for name, rows in source.items())
         names, size = sources.class_names(source["train"]), params.data.image_size
     network = models.build(params.model, names, size, params.seed).eval()
-    with torch.inference_mode():
-        network(pixel_values=torch.zeros(1, 3, size, size))
+    models.check_sizes(network, {size: 1})
     count = sum(parameter.numel() for parameter in network.parameters())
     return f"{pictures} pictures of {len(names)} classes; {count:,} parameters, one forward pass at {size} px"
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from image_classifier import metrics, models, preprocess
 from image_classifier.config import Training
 from image_classifier.distributed import Ranks
-from image_classifier.errors import UserError, first_line
+from image_classifier.errors import UserError
 from image_classifier.precision import Precision
 from image_classifier.preprocess import Normalize
 from image_classifier.runtime import derive_seed
@@ -224,8 +224,16 @@ class Trainer:
             return  # frozen means its batch-norm statistics too
         sample = shuffled(len(self.train), self.seed, epoch)[: self.training.batch_norm_images]
         batches = self.train.batches(self.training.batch_size, sample)
+        # Dropout, which scales what is left, would bias the variances.
+        named = [(module, name) for module in self.network.modules() for name in ("p", "drop_prob")]
+        named = [(module, name) for module in self.network.modules() for name in ("p", "drop_prob")]
+        rates = [(*pair, getattr(*pair)) for pair in named if isinstance(getattr(*pair, None), float)]
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
         with torch.no_grad(), self.precision.autocast():
             update_bn((self.normalize(images.to(self.precision.device)) for images, _ in batches), self.network)
+        for module, name, rate in rates:
+            setattr(module, name, rate)
 
     def _validate(self) -> dict[str, float]:
         rows = np.array_split(np.arange(len(self.val)), self.ranks.count)[self.ranks.rank]
@@ -268,24 +276,11 @@ class Trainer:
             sample = min(training.batch_norm_images, count)
             smallest = sample // num_batches(sample, training.batch_size)
             tried[full_size] = min(smallest, tried.get(full_size, smallest))
-        trial = copy.deepcopy(self.network)  # batch norm's statistics change in it
-        _train_mode(trial)
-        for size, smallest in sorted(tried.items()):
-            try:
-                with torch.no_grad():
-                    pixels = torch.zeros(min(smallest, 2), 3, size, size)
-                    trial(pixel_values=pixels, **models.forward_options(trial, size))
-            except (ValueError, RuntimeError, LookupError, TypeError) as error:  # of any architecture
-                name = type(trial).__name__
-                if "more than 1 value per channel" in str(error):
-                    raise UserError(
-                        f"training.batch_size = {training.batch_size} leaves a batch of one image, on which batch norm "
-                        f"in {name} cannot train at {size} px: set it to 3 or more"
-                    ) from None
-                raise UserError(
-                    f"{name} cannot be trained at {size} px ({first_line(error)}): choose another data.image_size, or "
-                    "set training.resolution_schedule=null"
-                ) from None
+        was_training = [(module, module.training) for module in self.network.modules()]
+        _train_mode(self.network)
+        models.check_sizes(self.network, {size: min(smallest, 2) for size, smallest in tried.items()})
+        for module, training_mode in was_training:
+            module.training = training_mode
 
 
 def _train_mode(network: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The model in the formats that others load, and the check that it is still the same model."""
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Iterable
@@ -38,6 +39,8 @@ class Classifier(nn.Module):
 def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, resize: Resize, class_names: list[str]):
     """Write an ONNX file with the preprocessing in its graph, class names, resizing and background in its metadata."""
     example = torch.zeros((2, resize.size, resize.size, 3), dtype=torch.uint8)  # 1 would fix the batch size
+    network = copy.deepcopy(network)
+    network.set_attn_implementation("eager")  # the exporter cannot follow the fused one of Swin in a batch of any size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
