@@ -73,10 +73,14 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need the trained pipeline, which `make check` leaves out."""
+    """Mark the tests that need the trained pipeline, which `make check` leaves out; they come first.
+
+    So one of two workers trains it while the other begins with those that do not need it.
+    """
     for item in items:
         if "trained" in getattr(item, "fixturenames", ()):
             item.add_marker("pipeline")
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:

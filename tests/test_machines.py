@@ -6,6 +6,7 @@ import stat
 import sys
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import onnxruntime
@@ -278,7 +279,7 @@ def test_the_traceback_shows_what_a_one_line_error_hides(monkeypatch, capsys):
 def test_a_batch_of_one_image_is_refused_before_training(project, change):
     """At 32 px the last layers of the tiny network see one pixel; at 64 px they see four, which is enough."""
     change({"training": {"batch_size": 1, "resolution_schedule": [64, 32]}})  # the second half of the epochs
-    with pytest.raises(UserError, match=r"batch_size = 1 leaves a batch of one image, on which .* train at 32 px"):
+    with pytest.raises(UserError, match=r"batch_size leaves a batch of one image, on which .* train at 32 px"):
         train.main()
     assert not list(Path(".resume").glob("*/epoch-*"))
     change({"training": {"batch_size": 2, "batch_norm_images": 101, "num_epochs": 1, "resolution_schedule": None}})
@@ -289,6 +290,7 @@ def test_a_size_that_a_network_cannot_take_is_refused_before_training(project, c
     def fails(*_, pixel_values, **__):
         if pixel_values.shape[-1] == 64:
             raise RuntimeError("The size of tensor a (16) must match the size of tensor b (196)\nat ...")
+        return SimpleNamespace(logits=torch.zeros(len(pixel_values), 10))
 
     monkeypatch.setattr(models, "build", lambda *_: network)
     network = AutoModelForImageClassification.from_pretrained("models/checkpoint")

@@ -109,7 +109,7 @@ def test_only_one_module_reads_params_and_only_their_owners_import_the_heavy_lib
 def test_the_project_stays_small():
     for path in (ROOT / "stages").glob("*.py"):
         assert len(path.read_text().splitlines()) <= 60, path.name
-    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")) <= 4600
+    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.glob("*.py")) <= 4700
     assert len(re.findall(r"^\.PHONY", (ROOT / "Makefile").read_text(), re.M)) <= 15
 
 

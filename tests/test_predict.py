@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import sys
 
 import pandas as pd
@@ -8,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from image_classifier import __main__ as command_line
-from image_classifier import predict
+from image_classifier import doctor, predict
 from image_classifier.errors import UserError, run
 
 
@@ -76,7 +78,8 @@ def test_a_threshold_leaves_out_what_is_less_probable(pictures, tmp_path):
     classify(str(pictures), output=tmp_path / "some.csv", top_k=10, threshold=middle)
     assert len(pd.read_csv(tmp_path / "some.csv")) == (everything["confidence"] >= middle).sum()
     classify(str(pictures), output=tmp_path / "none.csv", threshold=1.0)
-    assert list(pd.read_csv(tmp_path / "none.csv").columns) == ["path", "class", "confidence"]
+    none = pd.read_csv(tmp_path / "none.csv")  # a row each all the same, without a class
+    assert list(none.columns) == ["path", "class", "confidence"] and len(none) == 3 and none["class"].isna().all()
 
 
 def test_odd_pictures_are_classified_or_told_in_one_line(pictures, capsys):
@@ -118,6 +121,20 @@ def test_a_damaged_model_is_one_line(project):
         predict.Predictor.from_onnx()
 
 
+def test_a_file_beside_the_model_does_no_harm(project):
+    for folder in ("models/export", "models/export/hf"):
+        (project / folder / ".DS_Store").write_bytes(b"left by macOS")
+        (project / folder / "notes.txt").write_text("mine")
+    predict.Predictor.from_onnx()
+    predict.Predictor.from_torch()
+
+
+def test_doctor_does_not_download_a_dataset(project, change):
+    change({"data": {"source": "uoft-cs/cifar10", "revision": "0" * 40}})
+    result = command(project, "python", "-m", "image_classifier", "doctor", ok=False)
+    assert "uoft-cs/cifar10 is on the hub and was not looked at" in result.stdout
+
+
 def test_doctor_finds_the_project_fit(project):
     result = command(project, "python", "-m", "image_classifier", "doctor")
     assert "4 of 4 checks passed" in result.stdout
@@ -128,3 +145,35 @@ def test_doctor_names_what_is_wrong(project, change):
     result = command(project, "python", "-m", "image_classifier", "doctor", ok=False)
     assert result.returncode == 1
     assert "FAIL  params" in result.stdout and "training.optimizer = 'lion'" in result.stdout
+
+
+def test_doctor_tells_of_unfinished_trainings_and_of_names_that_dvc_cannot_read(project, capsys):
+    state = project / ".resume/abandoned"
+    state.mkdir()
+    (state / "epoch-00001-0.pt").write_bytes(bytes(3_000_000))
+    (project / "data/raw/pets/cat").mkdir(parents=True)
+    (project / "data/raw/pets/cat/cafe.png").touch()
+    assert (
+        ".resume keeps 1 unfinished trainings (3 MB)"
+        in command(project, "python", "-m", "image_classifier", "doctor").stdout
+    )
+    (project / "data/raw/pets/cat/cafe.png").rename(
+        os.fsdecode(os.fsencode(project) + b"/data/raw/pets/cat/caf\xe9.png")
+    )
+    assert doctor.main() == 1
+    told = capsys.readouterr().out
+    assert r"data/raw/pets/cat/caf\xe9.png: its name is not UTF-8" in told
+
+
+def test_the_same_files_are_images_for_predict_as_for_prepare(pictures, capsys):
+    """Hidden files and others that are no images are left out and told; a name that ends as an image's is tried."""
+    shutil.copy(pictures / "0.png", pictures / "no_ending")
+    for name in ("._1.png", "Thumbs.db", "manual.pdf", "film.mpg", ".hidden"):
+        (pictures / name).write_bytes(b"\0\x05\x16\x07" * 20)
+    assert classify(str(pictures), as_json=True) == 0
+    out, err = capsys.readouterr()
+    assert [row["path"].rpartition("/")[2] for row in json.loads(out)] == ["0.png", "1.png", "2.png", "no_ending"]
+    assert "left out: 5 hidden files or files that are not images" in err and "manual.pdf" in err
+    (pictures / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    assert classify(str(pictures), as_json=True) == 1
+    assert "phone.heic: " in capsys.readouterr().err

@@ -334,6 +334,16 @@ def test_the_offline_cache_is_honoured_for_the_pinned_commit_alone(workspace, tm
     edit_params(workspace, {"data": {"revision": "a" * 40}})
     prepare.main()
     assert prepared("train")["count"] == 30 and prepared("test")["count"] == 10
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 2**30)  # HF_DATASETS_IN_MEMORY_MAX_SIZE
+    prepare.main()
+    # Another commit is newer in the cache, and is what `datasets` itself would serve.
+    whole = files.sha256("data/shards/train/index.json")
+    offline_cache(tmp_path / "newer", "c" * 40)
+    newer = tmp_path / "cache/acme___pets/default/0.0.0" / ("c" * 40)
+    shutil.copytree(tmp_path / "newer/acme___pets/default/0.0.0" / ("c" * 40), newer)
+    os.utime(newer)
+    prepare.main()
+    assert files.sha256("data/shards/train/index.json") == whole
 
 
 def test_a_temp_run_is_told_to_use_dvc_add(workspace, tmp_path, monkeypatch):
@@ -483,6 +493,14 @@ def test_a_linked_folder_is_refused(workspace, tmp_path, linked):
         class_folders(Path(linked).parent, 40, names=["dog", "fox"])
         Path(linked).symlink_to(tmp_path / "elsewhere/cat")
     assert refused().startswith(f"{linked} is a link to a folder, behind which DVC sees no change")
+
+
+def test_names_with_accents_blanks_and_brackets_are_right(workspace):
+    folder = "data/raw/chats (\u00e9t\u00e9) & chiens"
+    class_folders(workspace / folder, 40, names=["chat \u00e2g\u00e9", "chien (petit)"])
+    edit_params(workspace, {"data": {"source": folder}})
+    prepare.main()
+    assert prepared("train")["class_names"] == ["chat \u00e2g\u00e9", "chien (petit)"]
 
 
 def test_links_to_files_are_followed(workspace, tmp_path):

@@ -26,6 +26,8 @@ def test_the_table_advises_where_compute_does_not_dominate():
     clock.seconds |= {COMPUTE: 8.0, READING: 0.1, EVALUATION: 1.9}
     assert "80.0%" in clock.table() and "12.3 images/s" in clock.table() and "advice" not in clock.table()
     clock.seconds[READING] = 4.0
+    assert "advice" not in clock.table()  # of seconds
+    clock.seconds |= {COMPUTE: 80.0, READING: 40.0, EVALUATION: 19.0}
     assert f"advice: {ADVICE[READING][1]}" in clock.table()
 
 

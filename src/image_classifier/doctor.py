@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from image_classifier import config
+from image_classifier import config, folders
 from image_classifier.errors import UserError
 
 PACKAGES = ["dvc", "dvclive", "mlflow", "torch", "torchvision", "transformers", "datasets", "onnxruntime"]
@@ -44,8 +44,13 @@ def _repository() -> str:
     commit = _output("git", "rev-parse", "--short", "HEAD", remedy="run `make setup`, which makes a first commit")
     _output("git", "var", "GIT_COMMITTER_IDENT", remedy="set user.name and user.email; experiments need them")
     changed = _output("git", "status", "--porcelain", remedy="run `git status`").splitlines()
+    folders.check(Path("data/raw"))  # DVC itself would fail without naming the file
     _output(sys.executable, "-m", "dvc", "stage", "list", "-q", remedy="mend dvc.yaml, or run this from a clone")
-    return f"commit {commit}, {len(changed)} changed files, a DVC pipeline; `dvc status` says what is out of date"
+    unfinished = [path.parent for path in Path(".resume").glob("*/epoch-*.pt")]
+    size = sum(path.stat().st_size for folder in unfinished for path in folder.iterdir()) / 1e6
+    kept = f"; .resume keeps {len(unfinished)} unfinished trainings ({size:.0f} MB): remove what will not go on"
+    told = f"commit {commit}, {len(changed)} changed files, a DVC pipeline; `dvc status` says what is out of date"
+    return told + (kept if unfinished else "")
 
 
 def _params() -> str:
@@ -60,14 +65,18 @@ def _model() -> str:
     from image_classifier import models, sources
 
     params = config.load()
-    with tempfile.TemporaryDirectory() as scratch:
-        source = sources.load(params.data, Path(scratch))
-        pictures = ", ".join(f"{name} {len(rows)}" for name, rows in source.items())
-        names, size = sources.class_names(source["train"]), params.data.image_size
+    size, local = params.data.image_size, params.data.source == "digits" or params.data.source.startswith(sources.LOCAL)
+    names, found = ["one", "another"], f"{params.data.source} is on the hub and was not looked at"
+    if local:
+        with tempfile.TemporaryDirectory() as scratch:
+            source = sources.load(params.data, Path(scratch))
+            names = sources.class_names(source["train"])
+            counts = ", ".join(f"{name} {len(rows)}" for name, rows in source.items())
+            found = f"{counts} images of {len(names)} classes"
     network = models.build(params.model, names, size, params.seed).eval()
     models.check_sizes(network, {size: 1})
     count = sum(parameter.numel() for parameter in network.parameters())
-    return f"{pictures} pictures of {len(names)} classes; {count:,} parameters, one forward pass at {size} px"
+    return f"{found}; {count:,} parameters, one forward pass at {size} px"
 
 
 def _output(*command: str, remedy: str) -> str:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -171,15 +172,19 @@ def seal(folder: Path) -> None:
 
 
 def check_seal(folder: Path, remedy: str) -> None:
-    """Compare a folder's files with their checksums.
+    """Compare a folder's files with their checksums. Others, such as .DS_Store, are not looked at.
 
-    Raises UserError: some differ, are missing or were added; `remedy` is what to do then.
+    Raises UserError: some differ or are missing; `remedy` is what to do then.
     """
     if not (folder / SUMS).is_file():
         raise UserError(f"{folder / SUMS} is missing: {remedy}")
-    if odd := set((folder / SUMS).read_text(errors="replace").splitlines(keepends=True)) ^ set(_sums(folder)):
-        names = sorted({(line.split() or [SUMS])[-1] for line in odd})
-        raise UserError(f"{folder}: {', '.join(names)} missing or damaged, going by {SUMS}: {remedy}")
+    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    written = dict(reversed(line.split("  ", 1)) for line in lines if re.fullmatch(r"[0-9a-f]{64}  [^/]+", line))
+    odd = [name for name, sum_ in written.items() if not (folder / name).is_file() or sha256(folder / name) != sum_]
+    if len(written) != len(lines) or not written:
+        odd.append(SUMS)
+    if odd:
+        raise UserError(f"{folder}: {', '.join(sorted(odd))} missing or damaged, going by {SUMS}: {remedy}")
 
 
 def _sums(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from transformers import (
 from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from image_classifier import files
+from image_classifier import files, hub
 from image_classifier.config import Model, is_commit
 from image_classifier.errors import UserError, first_line
 from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD, Normalize, Resize, normalization_of, processor
@@ -167,17 +167,18 @@ def _require_commit(model: Model) -> None:
 
 
 def _cannot_load(model: Model, error: Exception) -> UserError:
-    reason = first_line(error).rstrip(".")
     if Path(model.name).is_dir():
-        return UserError(f"model.name = {model.name} cannot be loaded: {reason}; check that folder")
+        return UserError(
+            f"model.name = {model.name} cannot be loaded: {first_line(error).rstrip('.')}; check that folder"
+        )
     revision = f" --revision {model.revision}" if model.revision else ""
     local = f"models/pretrained/{model.name.rpartition('/')[2]}"
-    return UserError(
-        f"model.name = {model.name} (revision {model.revision}) cannot be loaded: {reason}; without the hub, run "
-        f"`hf download {model.name}{revision} --local-dir {local}` where it can be reached and set "
-        f"model.name={local} here; model.pretrained=false trains {', '.join(KNOWN_ARCHITECTURES)} "
-        "from scratch"
+    remedy = (
+        f"without the hub, run `hf download {model.name}{revision} --local-dir {local}` where it can be reached and "
+        f"set model.name={local} here; model.pretrained=false trains {', '.join(KNOWN_ARCHITECTURES)} from scratch"
     )
+    why = hub.reason(error, "model", remedy)
+    return UserError(f"model.name = {model.name} (revision {model.revision}) cannot be loaded: {why}")
 
 
 def _freeze(network: PreTrainedModel, head: set[str], last_blocks: int) -> None:

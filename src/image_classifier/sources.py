@@ -18,12 +18,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
-from huggingface_hub import constants as hub
+from huggingface_hub import constants
 from PIL import Image
 from pyarrow import parquet
 from ruamel.yaml import YAML, YAMLError
 
-from image_classifier import folders
+from image_classifier import files, folders, hub
 from image_classifier.config import Data, is_commit
 from image_classifier.errors import UserError, first_line, printable
 from image_classifier.runtime import repository
@@ -174,23 +174,43 @@ def _hub(data: Data) -> datasets.DatasetDict:
             f"not {data.revision}; a local folder begins with {LOCAL}"
         )
     fetch = f"hf download --repo-type dataset {data.source} --revision {data.revision} --local-dir {LOCAL}NAME"
-    remedy = f"; without the hub, run `{fetch}` where it can be reached and set data.source={LOCAL}NAME here"
+    remedy = f"without the hub, run `{fetch}` where it can be reached and set data.source={LOCAL}NAME here"
     print(f"prepare: looking for {data.source} in the cache and on the Hugging Face hub", flush=True)
-    source = _loaded(data.source, f"{what} at {data.revision}", remedy, revision=data.revision, name=data.config)
+    # On disk, whatever HF_DATASETS_IN_MEMORY_MAX_SIZE says: only then it is known which commit it is.
+    options = {"revision": data.revision, "name": data.config, "keep_in_memory": False}
+    source = _loaded(data.source, f"{what} at {data.revision}", remedy, **options)
     # Without the hub `datasets` serves what it cached last, of any commit; its folder is named after that.
-    cached = {Path(file["filename"]).parent.name for rows in source.values() for file in rows.cache_files}
-    if cached != {data.revision}:
-        raise UserError(f"{what} at {data.revision}: without the hub, the cache gave {', '.join(cached)}{remedy}")
+    folders_ = {Path(file["filename"]).parent for rows in source.values() for file in rows.cache_files}
+    if {folder.name for folder in folders_} != {data.revision}:
+        (other,) = folders_ or {Path("nothing")}
+        if (pinned := other.with_name(data.revision)).is_dir():
+            return _cached(pinned)
+        raise UserError(f"{what} at {data.revision}: without the hub, the cache gave {other.name}; {remedy}")
+    return source
+
+
+def _cached(folder: Path) -> datasets.DatasetDict:
+    """A dataset in a folder of the cache of `datasets`, each split whole."""
+    info = files.read_json(folder / "dataset_info.json", f"remove {folder}")
+    source = datasets.DatasetDict()
+    for name, split in info["splits"].items():
+        tables = sorted(folder.glob(f"*-{name}.arrow")) or sorted(folder.glob(f"*-{name}-*-of-*.arrow"))
+        rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(table)) for table in tables])
+        if len(rows) != split["num_examples"]:
+            raise UserError(f"{folder} has {len(rows)} rows of {name} and not {split['num_examples']}: remove it")
+        source[name] = rows
     return source
 
 
 def _loaded(path: str, what: str, remedy: str = "", load: Callable = datasets.load_dataset, **options) -> Any:
+    """What `datasets` makes of a folder, or of a repository of the hub, where `remedy` is for want of a network."""
     try:
         return load(path, **options)
     except Exception as error:  # of many libraries: files, parquet, HTTP
         if names := re.search(r"(?:available configs|not found. Available): \[(.*?)\]", str(error)):
             raise UserError(f"{what} has several configurations: set data.config to one of {names[1]}") from None
-        raise UserError(f"{what} cannot be loaded: {first_line(error.__cause__ or error)}{remedy}") from None
+        cause = hub.reason(error, "data", remedy) if remedy else first_line(error.__cause__ or error)
+        raise UserError(f"{what} cannot be loaded: {cause}") from None
 
 
 def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
@@ -374,7 +394,7 @@ def read(image: dict | None) -> bytes:
         return image["bytes"]
     # A table may name any file of this machine: what is read lies with the images, or in the hub's cache.
     path = Path(os.path.abspath(image["path"]))
-    roots = (LOCAL, datasets.config.HF_CACHE_HOME, datasets.config.DOWNLOADED_DATASETS_PATH, hub.HF_HUB_CACHE)
+    roots = (LOCAL, datasets.config.HF_CACHE_HOME, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
     if not any(path.is_relative_to(Path(root).absolute()) for root in roots):
         raise OSError(f"{path} lies outside {LOCAL}")
     return path.read_bytes()

@@ -16,6 +16,7 @@ ADVICE = {
     TRACKING: (0.1, "tracking: is the MLflow server far away? mlflow.tracking_uri=null keeps the run here"),
     SAVING: (0.1, "saving: put .resume and models on a faster disk"),
 }
+SHORT = 60  # seconds: a training that takes less needs no advice
 
 
 class Stopwatch:
@@ -57,6 +58,6 @@ class Stopwatch:
         lines = [f"  {phase:<22}{spent:8.1f} s {spent / total:6.1%}" for phase, spent in self.seconds.items()]
         lines.append(f"  {'in all':<22}{total:8.1f} s, {self.rate():.1f} images/s while training")
         costly = [phase for phase, (share, _) in ADVICE.items() if self.seconds[phase] >= share * total]
-        if costly:
+        if costly and total >= SHORT:
             lines.append(f"  advice: {ADVICE[max(costly, key=self.seconds.__getitem__)][1]}")
         return "\n".join(lines)
