@@ -19,11 +19,11 @@ def reason(error: BaseException, key: str, unreachable: str) -> str:
     `key` is the section of params.yaml that names repository and revision.
     """
     causes = list(_causes(error))
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
+    # `datasets` has words of its own for two of these, without the error behind them.
+    if any(isinstance(cause, GatedRepoError) or "is a gated dataset" in str(cause) for cause in causes):
         return "it is gated: accept its terms on its page on the hub, and set HF_TOKEN to a token of that account"
     if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
         return f"the hub has no such commit of it: check {key}.revision"
-    # `datasets` says this in words of its own, without the error behind it.
     if any(isinstance(cause, RepositoryNotFoundError) or "doesn't exist on the Hub" in str(cause) for cause in causes):
         name = "data.source" if key == "data" else "model.name"
         return f"the hub knows no such repository, or it is private: check {name}, or set HF_TOKEN"
