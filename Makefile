@@ -52,15 +52,15 @@ recipe: setup ## Write a recipe into params.yaml: make recipe NAME=cifar10
 check: setup .venv/installed-test ## Lint, and run the tests that need no trained pipeline
 	ruff check
 	ruff format --check
-	python -m pytest -n 2 --dist worksteal -m "not full and not pipeline"
+	python -m pytest -n 3 --dist worksteal -m "not full and not pipeline"
 
 .PHONY: test
 test: setup .venv/installed-test ## Run the tests
-	python -m pytest -n 2 --dist worksteal -m "not full"
+	python -m pytest -n 3 --dist worksteal -m "not full"
 
 .PHONY: test-full
 test-full: setup .venv/installed-test ## Run all tests, the long ones too
-	INPUTS=many python -m pytest -n 2 --dist worksteal
+	INPUTS=many python -m pytest -n 3 --dist worksteal
 
 .PHONY: bench
 bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may run beside them

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach out
-os.environ["OMP_NUM_THREADS"] = "1"  # `make test` runs two tests at a time
+os.environ["OMP_NUM_THREADS"] = "1"  # `make test` runs several tests at a time
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
     os.environ.pop(name, None)
@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need the trained pipeline, which `make check` leaves out; they come first.
 
-    So one of two workers trains it while the other begins with those that do not need it.
+    So one worker trains it while another begins with those that do not need it.
     """
     for item in items:
         if "trained" in getattr(item, "fixturenames", ()):
