@@ -29,7 +29,8 @@ setup: .venv/installed ## Build .venv from requirements.txt; make a git reposito
 	done; \
 	test -n "$$python" || { echo "error: this needs CPython 3.11 to 3.14 (not free-threaded), and there is none as" \
 		"$(or $(PYTHON),$(PYTHONS)): install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }; \
-	test "$$("$$python" --version)" = "$$(.venv/bin/python --version 2>/dev/null)" || rm -rf .venv; \
+	if [ -x .venv/bin/python ] && [ "$$("$$python" --version)" != "$$(.venv/bin/python --version)" ]; then \
+		echo "error: .venv has $$(.venv/bin/python --version): remove it to build it with $$python" >&2; exit 1; fi; \
 	echo "$$python -m venv .venv"; "$$python" -m venv .venv || { rm -rf .venv; exit 1; }
 	python -m pip install -q --require-hashes -r requirements.txt
 	python -m pip install -q --no-deps --no-build-isolation -e .

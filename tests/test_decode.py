@@ -338,3 +338,38 @@ def test_without_its_package_a_heic_file_says_what_to_install(monkeypatch):
     for brand in (b"heic", b"mif1"):
         with pytest.raises(decode.UnreadableImage, match="pip install pillow-heif"):
             decode.decode(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(200))
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "tEXt", "XMP"])
+def test_an_orientation_in_a_text_of_a_png_is_applied_too(kind):
+    """As older programs write it: ImageMagick the EXIF block in hex, Adobe's XMP."""
+    image = noise(6, 4)
+    if kind == "XMP":
+        text = b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
+        chunk = (b"iTXt", text)
+    else:
+        block = b"\nexif\n%8d\n" % len(GOOD_EXIF) + GOOD_EXIF.hex().encode()
+        packed = b"\0" + zlib.compress(block) if kind == "zTXt" else block
+        chunk = (kind.encode(), b"Raw profile type exif\0" + packed)
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(image))
+    data = with_chunks(
+        [
+            (b"IHDR", struct.pack(">IIBBBBB", 6, 4, 8, 2, 0, 0, 0)),
+            chunk,
+            (b"IDAT", zlib.compress(rows)),
+            (b"IEND", b""),
+        ]
+    )
+    assert np.array_equal(pixels(data), np.rot90(np.asarray(image), 3))
+
+
+def test_bigtiff_has_its_black_and_its_white_too():
+    values = np.array([[0, 1000, 65535]], np.uint16)
+    data = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 24) + values.tobytes() + bytes(2)
+    tags = [(256, 3), (257, 1), (258, 16), (259, 1), (262, 0), (273, 16), (277, 1), (278, 1), (279, 6), (339, 1)]
+    ifd = (
+        struct.pack("<Q", len(tags))
+        + b"".join(struct.pack("<HHQQ", tag, 3, 1, value) for tag, value in tags)
+        + bytes(8)
+    )
+    assert pixels(data + ifd)[0, :, 0].tolist() == [255, 252, 0]

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from image_classifier import __main__ as command_line
-from image_classifier import doctor, predict
+from image_classifier import doctor, files, predict
 from image_classifier.errors import UserError, run
 
 
@@ -177,3 +177,19 @@ def test_the_same_files_are_images_for_predict_as_for_prepare(pictures, capsys):
     (pictures / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     assert classify(str(pictures), as_json=True) == 1
     assert "phone.heic: " in capsys.readouterr().err
+
+
+def test_a_table_has_the_path_as_it_is(pictures, tmp_path):
+    name = "Screenshot 3.04\u202fPM \U0001f468\u200d\U0001f469.png"
+    (pictures / "0.png").rename(pictures / name)
+    classify(str(pictures / name), output=tmp_path / "out.csv", top_k=1)
+    assert pd.read_csv(tmp_path / "out.csv")["path"].tolist() == [str(pictures / name)]
+
+
+def test_a_model_of_an_older_version_is_one_line(project):
+    path = project / "models/export/hf/preprocessor_config.json"
+    text = path.read_text().replace('"background"', '"backdrop"')
+    path.write_text(text)
+    files.seal(path.parent)
+    with pytest.raises(UserError, match="hf was made by an older version of this project: run `dvc repro"):
+        predict.Predictor.from_torch()

@@ -664,7 +664,7 @@ def test_one_of_several_configurations_is_chosen(workspace):
 @pytest.mark.parametrize("path", ["http://169.254.169.254/x.parquet", "hf://datasets/a/b", "/etc/x", "../x.parquet"])
 def test_a_readme_that_names_files_elsewhere_is_refused_before_it_is_followed(workspace, monkeypatch, path):
     parquet(workspace / "data/raw/pets", train=pets(40))
-    card = f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n"
+    card = f"\n---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n"  # after a blank line too
     (workspace / "data/raw/pets/README.md").write_text(card)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: pytest.fail("it was followed"))
     assert f"takes {path} from elsewhere" in refused()
@@ -698,7 +698,7 @@ def test_an_image_under_two_labels_is_refused_dropped_or_counted(workspace):
     assert message.startswith("5 images have two labels (data.on_contradiction = fail; drop or count): ")
     assert "data/raw/pets/test/dog/copy202.png (dog): in test as cat" in message
     assert "data/raw/pets/train/dog/copy200.png (dog): in test as cat" in message
-    edit_params(workspace, {"data": {"on_contradiction": "count"}})
+    edit_params(workspace, {"data": {"on_contradiction": "count", "on_duplicate": "count"}})
     prepare.main()
     assert sum(counts().values()) == 105
     edit_params(workspace, {"data": {"on_contradiction": "drop"}})
@@ -836,3 +836,37 @@ def test_thin_classes_are_told_with_the_fraction_that_would_do(workspace, each, 
             prepare.main()
             return
         assert not refused().startswith(f"{found[1]}_fraction")
+
+
+@pytest.mark.parametrize(
+    ("groups", "group", "expected"),
+    [
+        ([1.0, float("nan"), None, 2.0], "patient", "rows of train have no patient (10 null, 10 NaN)"),
+        (["a", "b", "", "c"], "patient", "10 of 40 rows of train have no patient (10 empty)"),
+        (["a", "b", "c", "d"], "label", "data.group = label is the column of the images or of the labels"),
+    ],
+)
+def test_a_missing_group_is_counted_and_the_labels_are_none(workspace, groups, group, expected):
+    images = [{"bytes": encoded(picture(number)), "path": None} for number in range(40)]
+    table = pyarrow.table({"image": images, "label": NAMES * 20, "patient": groups * 10})
+    (workspace / "data/raw/pets").mkdir()
+    pyarrow.parquet.write_table(table, "data/raw/pets/train.parquet")
+    edit_params(workspace, {"data": {"group": group, "label_column": "label"}})
+    assert expected in refused()
+
+
+def test_findings_name_the_file_beside_a_table_of_labels(workspace):
+    folder = workspace / "data/raw/pets"
+    folder.mkdir()
+    for number in range(40):
+        picture(number).save(folder / f"{number}.png")
+    (folder / "7.png").write_bytes(b"not an image")
+    rows = [json.dumps({"file_name": f"{number}.png", "label": NAMES[number % 2]}) for number in range(40)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    assert "1 images cannot be read" in (message := refused()) and "data/raw/pets/7.png: not an image" in message
+
+
+def test_settings_of_the_hub_in_a_local_folder_are_refused(workspace):
+    parquet(workspace / "data/raw/pets", train=pets(40))
+    (workspace / "data/raw/pets/.huggingface.yaml").write_text("configs: []")
+    assert "data/raw/pets/.huggingface.yaml would change what `datasets` reads" in refused()

@@ -117,3 +117,19 @@ def test_what_cannot_be_split_is_refused_in_one_line(counts, changes, expected):
         splits.split(source(*counts), settings(**changes), seed=0)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_counted_contradictions_are_still_held_to_the_rule_for_duplicates():
+    screen = splits.Screen(settings(on_contradiction="count", on_duplicate="drop"))
+    same = b"1" * 32
+    assert screen.admit("test", "row 0 of test", same, "cat")
+    assert screen.admit("test", "row 1 of test", same, "dog")
+    assert not screen.admit("train", "row 2 of train", same, "dog")
+    assert screen.findings["train"]["duplicates"] == ["row 2 of train: also in test"]
+
+
+def test_a_fraction_that_takes_all_groups_is_one_line():
+    whole = source(10, 10)
+    whole["train"] = whole["train"].add_column("group", [f"patient {n % 2}" for n in range(20)])
+    with pytest.raises(UserError, match="data.group: 0.6 of 2 groups is all of them: choose a smaller fraction"):
+        splits.split(whole, settings(test_fraction=0.6, group="group"), seed=0)

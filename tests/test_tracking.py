@@ -603,6 +603,13 @@ def test_the_models_page_has_the_figures_of_the_epoch_that_ships(trained, client
 # ---------------------------------------------------------------- where the store is
 
 
+def test_an_address_with_options_is_a_database_too(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}?timeout=60")
+    tracking.add_to_model_run(config.load().mlflow, "0" * 64, {"test_accuracy": 0.5}, [])
+    (run,) = runs(MlflowClient(f"sqlite:///{tmp_path / 'other.db'}"))
+    assert run.data.metrics == {"test_accuracy": 0.5}
+
+
 @pytest.mark.parametrize("by", ["params", "environment"])
 def test_a_relative_database_is_one_in_the_repository(project, tmp_path, monkeypatch, by):
     if by == "params":

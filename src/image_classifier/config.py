@@ -123,7 +123,7 @@ class Export(Section):
 
 class Mlflow(Section):
     experiment_name: Name
-    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")] | None
+    model_name: Annotated[str, Field(pattern=r"^[^/:'\"]+$")] | None
     tracking_uri: Name | None
 
 

@@ -25,6 +25,7 @@ MAX_ASPECT = 100  # longer side by shorter side: cropping a narrower one would f
 PEAK = "peak_of_16_bits"  # in `info` of an image decoded from 16-bit grey: its largest value
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF 6.0
 WHITE_IS_ZERO, SIGNED = 0, 2
+ORIENTATION_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # keywords of PNG text chunks
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
 
 # Pillow tells of odd metadata without naming the file; what makes a file unreadable is an error.
@@ -88,7 +89,7 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels: too narrow to be an image of something")
         image.load()
-        tags = _tiff_tags(data) if image.format == "TIFF" else {}
+        tags = _tags_of(image)
         inverted = inverted or tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
         if tags.get(TIFF_SAMPLE_FORMAT) == SIGNED:
             raise ValueError(f"its pixels are signed ({tags.get(TIFF_BITS)} bits), of unknown range: save it unsigned")
@@ -157,7 +158,8 @@ def _opaque(image: Image.Image, background: str) -> Image.Image:
 def _without_notes(data: bytes) -> bytes:
     """A PNG without what stands beside its pixels: text or a profile of megabytes, which Pillow refuses.
 
-    Kept are the critical chunks, transparency and EXIF; see the PNG specification, section 5.
+    Kept are the critical chunks, transparency and what may hold the orientation: EXIF, as a chunk or as the text that
+    older programs wrote, and XMP. See the PNG specification, section 5.
     """
     signature = b"\x89PNG\r\n\x1a\n"
     if not data.startswith(signature):
@@ -166,7 +168,8 @@ def _without_notes(data: bytes) -> bytes:
     while start + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + length + 12
-        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
+        turned = length < 2**20 and data.startswith(ORIENTATION_TEXTS, start + 8)
+        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf") or turned:
             kept.append(data[start:end])
         start = end
     return b"".join(kept)
@@ -196,6 +199,13 @@ def _opened(data: bytes) -> tuple[Image.Image, bool]:
     except UnidentifiedImageError:
         kind = f"{tags.get(TIFF_BITS)} bits, photometric {tags.get(TIFF_PHOTOMETRIC)}"
         raise UnreadableImage(f"a TIFF of a kind that cannot be read ({kind}): save it with 8 or 16 bits") from None
+
+
+def _tags_of(image: Image.Image) -> dict[int, int]:
+    """The same of an image that Pillow has opened, BigTIFF too; none of other formats."""
+    found = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    values = {tag: found.get(tag) for tag in (TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT)}
+    return {tag: value[0] if isinstance(value, tuple) else value for tag, value in values.items() if value is not None}
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:

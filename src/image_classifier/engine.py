@@ -226,7 +226,6 @@ class Trainer:
         batches = self.train.batches(self.training.batch_size, sample)
         # Dropout, which scales what is left, would bias the variances.
         named = [(module, name) for module in self.network.modules() for name in ("p", "drop_prob")]
-        named = [(module, name) for module in self.network.modules() for name in ("p", "drop_prob")]
         rates = [(*pair, getattr(*pair)) for pair in named if isinstance(getattr(*pair, None), float)]
         for module, name, _ in rates:
             setattr(module, name, 0.0)

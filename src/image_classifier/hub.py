@@ -27,7 +27,8 @@ def reason(error: BaseException, key: str, unreachable: str) -> str:
     if any(isinstance(cause, RepositoryNotFoundError) or "doesn't exist on the Hub" in str(cause) for cause in causes):
         name = "data.source" if key == "data" else "model.name"
         return f"the hub knows no such repository, or it is private: check {name}, or set HF_TOKEN"
-    if any(type(cause) is EntryNotFoundError for cause in causes):
+    absent = (cause for cause in causes if isinstance(cause, EntryNotFoundError))
+    if any(not isinstance(cause, LocalEntryNotFoundError) for cause in absent):
         return f"it lacks a file ({first_line(causes[-1]).rstrip('.')}): check that it is of the right kind"
     told = next((cause for cause in causes if not isinstance(cause, LocalEntryNotFoundError)), error)
     return f"{first_line(told).rstrip('.')}; {unreachable}"

@@ -289,6 +289,8 @@ def load(folder: str | Path, stage: str = "train") -> tuple[PreTrainedModel, Nor
         )
     except Exception as error:
         raise UserError(f"{folder} cannot be loaded ({first_line(error)}): {remedy}") from None
+    if "background" not in processing:
+        raise UserError(f"{folder} was made by an older version of this project: {remedy}")
     mode = "crop" if processing["do_center_crop"] else "stretch"
     resize = Resize(processing["crop_size"]["height"], mode, processing["background"])
     return network.to(memory_format=torch.channels_last).eval(), normalization_of(processing), resize

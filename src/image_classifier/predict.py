@@ -1,6 +1,7 @@
 """Classify picture files with the exported model."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -83,11 +84,13 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
             continue
         order = [k for k in np.argsort(-found, kind="stable")[:top_k] if found[k] >= threshold]
         best = [{"class": predictor.class_names[k], "confidence": float(found[k])} for k in order]
-        name = printable(path)
         if as_json or output:
+            name = os.fsencode(path).decode(errors="backslashreplace")  # tables and JSON are UTF-8
             results.append({"path": name, "predictions": best})
         else:
-            tqdm.write(f"{name}  " + "  ".join(f"{printable(one['class'])} {one['confidence']:.1%}" for one in best))
+            tqdm.write(
+                f"{printable(path)}  " + "  ".join(f"{printable(one['class'])} {one['confidence']:.1%}" for one in best)
+            )
     if output is not None:
         nothing = [{"class": None, "confidence": None}]  # where nothing is as probable as the threshold
         rows = [{"path": row["path"]} | found for row in results for found in row["predictions"] or nothing]

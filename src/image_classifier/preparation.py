@@ -41,7 +41,6 @@ def write(
     already are kept. The bytes do not depend on that, nor on the number of CPUs: threads decode and
     resize, in order.
     """
-    torch.set_num_threads(1)  # each thread resizes by itself
     writer = ShardWriter(folder, resize, screen.findings[split])
     names = sources.class_names(rows)
     for digest, label in writer.written():
@@ -82,6 +81,7 @@ def _decoded(rows: datasets.Dataset, resize: Resize) -> Iterator[tuple]:
     Memory is bounded in bytes, whatever the files' size and the number of CPUs; beside that each
     thread holds one decoded picture.
     """
+    torch.set_num_threads(1)  # each thread resizes by itself
     threads = runtime.cpus()
     ahead, held = deque(), 0
     with ThreadPoolExecutor(threads) as pool:

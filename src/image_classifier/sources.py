@@ -120,17 +120,20 @@ def _group_of(path: Path, group: str) -> str:
         found = re.search(group, path.name)
     except re.error as error:
         raise UserError(f"data.group = {group} is not a regular expression: {error}") from None
-    if not found:
+    if not found or not found[0]:
         raise UserError(f"data.group = {group} finds nothing in the file name {printable(path.name)}")
-    return found[1] if found.re.groups else found[0]
+    return next((text for text in found.groups() if text), found[0])
 
 
 def _check_card(folder: Path) -> None:
     """Refuse a README.md that names files elsewhere, before `datasets` asks for them."""
     card = folder / "README.md"
+    if (folder / ".huggingface.yaml").exists():
+        raise UserError(f"{folder / '.huggingface.yaml'} would change what `datasets` reads: remove it")
     if not card.is_file():
         return
-    head = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    # As huggingface_hub finds it, which a blank line before it does not keep from that.
+    head = re.search(r"^(?:\s*---[\r\n]+)([\S\s]*?)(?:[\r\n]+---(?:\r\n|\n|$))", card.read_text(errors="replace"))
     try:
         settings = YAML(typ="safe", pure=True).load(head[1]) if head else {}
     except YAMLError:
@@ -221,6 +224,8 @@ def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
     label = _label_column(data.label_column, image, features)
     if group := data.group:
         _check_column("data.group", group, features)
+        if group in (image, label):
+            raise UserError(f"data.group = {group} is the column of the images or of the labels: name another")
     for name, split in source.items():
         if any(split.features.get(column) != features[column] for column in filter(None, (image, label, group))):
             raise UserError(f"data.source = {data.source}: {name} and train differ in columns or class names")
@@ -229,7 +234,8 @@ def _standard(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
             print(f"prepare: the {len(source[name])} images of test have no labels (-1): they are not used")
             del source[name]
             continue
-        _check_missing(source[name], name, label, data.source)
+        for column in filter(None, (label, group)):
+            _check_missing(source[name], name, column, data.source)
     columns = {image: "image", label: "label"} | ({group: "group"} if group else {})
     source = source.select_columns(list(columns)).rename_columns(
         {old: new for old, new in columns.items() if old != new}
@@ -382,8 +388,11 @@ def _tell_twins(names: list[str]) -> None:
 
 def location(image: dict | None, row: str) -> str:
     """How to name an image to a person: its file below the working folder, or its row."""
-    own_file = image and image["bytes"] is None and os.path.normpath(image["path"] or "").startswith(LOCAL)
-    return image["path"] if own_file else row
+    if image and image["bytes"] is None and image["path"]:
+        path = os.path.relpath(image["path"])  # which `datasets` may have made absolute
+        if path.startswith(LOCAL):
+            return path
+    return row
 
 
 def read(image: dict | None) -> bytes:

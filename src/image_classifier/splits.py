@@ -80,8 +80,11 @@ def _carve(
 
 def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of both sides, each group on one of them: of 200 random ways the one that shares out classes best."""
-    if len(np.unique(groups)) < 2:
+    number = len(np.unique(groups))
+    if number < 2:
         raise UserError(f"data.group: all images are of one group, {groups[0]}: there is nothing to share out")
+    if math.ceil(fraction * number) >= number:
+        raise UserError(f"data.group: {fraction} of {number} groups is all of them: choose a smaller fraction")
     counts, best = np.bincount(labels), (math.inf, None)
     for rest, part in GroupShuffleSplit(200, test_size=fraction, random_state=seed).split(labels, labels, groups):
         share = np.bincount(labels[part], minlength=len(counts)) / counts
@@ -142,10 +145,11 @@ class Screen:
         first, name = self.seen.setdefault(digest, (split, label))
         found = self.findings[split]
         if name != label or (digest in self.banned and split != "test"):
-            found["contradictions"].append(
-                f"{where} ({label}): " + (f"in {first} as {name}" if name != label else "two labels")
-            )
-            return self.data.on_contradiction == "count" or (split == "test" and self.data.on_contradiction == "drop")
+            # The same words whether or not the other copy was seen, as in a prepare that goes on after a kill.
+            other = "elsewhere under another label" if digest in self.banned else f"in {first} as {name}"
+            found["contradictions"].append(f"{where} ({label}): {other}")
+            if self.data.on_contradiction != "count":
+                return split == "test" and self.data.on_contradiction == "drop"
         if first == split:
             return True
         found["duplicates"].append(f"{where}: also in {first}")

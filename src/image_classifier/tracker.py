@@ -114,12 +114,15 @@ def _training_id(note: Path) -> str:
 def _mark_killed(client: MlflowClient, experiment: str, lock: Path) -> None:
     """Close the runs of other trainings in this repository that died without a word: no process holds their lock."""
     for note in lock.parent.parent.glob(f"*/{TRAINING}"):
-        if note.parent == lock.parent:
+        other = note.with_name(lock.name)
+        if note.parent == lock.parent or not other.is_file():
             continue
         try:
-            with files.lock(note.with_name(lock.name)):
-                run = tracking.newest(client, experiment, TRAINING_TAG, note.read_text())
-                if run and run.info.status == "RUNNING":
-                    client.set_terminated(run.info.run_id, "KILLED")
-        except Timeout:  # it is alive
+            training = note.read_text()
+            with files.lock(other):  # only to see that no one holds it: whoever goes on with it needs it
+                pass
+        except (Timeout, FileNotFoundError):  # it is alive, or has just ended
             continue
+        run = tracking.newest(client, experiment, TRAINING_TAG, training)
+        if run and run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")

@@ -134,7 +134,8 @@ def connect(settings: Mlflow) -> tuple[MlflowClient, str]:
     if (login := re.search(PASSWORD, uri)) and re.search("[/@]", login[0][2:-1]):  # the rest would be taken for a host
         raise UserError("its address holds a password with / or @: set MLFLOW_TRACKING_USERNAME and _PASSWORD instead")
     mlflow.set_tracking_uri(uri)
-    store = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    # Without the options that may follow, such as ?timeout=60.
+    store = Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
     # Two processes that create a store or an experiment at once: one of them would fail.
     lock = files.lock(repository() / "mlflow.db.lock", timeout=300)  # seconds: a fresh store takes 6, or more if busy
     if store:
