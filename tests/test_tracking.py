@@ -129,6 +129,7 @@ def tracker(name: str, **tags: str) -> trackers.Tracker:
     """A training whose lock, and what it keeps beside it, lie in .resume/NAME, as its state does."""
     Path(".resume", name).mkdir(exist_ok=True)
     lock = FileLock(f".resume/{name}/lock")
+    Path(lock.lock_file).touch()  # which stays when its holder dies
     return trackers.Tracker("metrics/train", config.load(), 10, {"data.sha256": "0", **tags}, lock)
 
 
