@@ -17,6 +17,7 @@ from transformers import MobileViTConfig, MobileViTForImageClassification
 from image_classifier.files import sha256
 from recipes.__main__ import RECIPES
 
+pytestmark = pytest.mark.pipeline  # stages run, which takes longer than `make check` may
 RECIPE = YAML(typ="safe").load(RECIPES / "cifar10.yaml")
 DATASET, MODEL = ("datasets", RECIPE["data"]["source"]), ("models", RECIPE["model"]["name"])
 NAMES = ["airplane", "automobile"]

@@ -279,6 +279,7 @@ def test_every_architecture_is_tried_or_has_a_reason_not_to_be():
 
 
 @pytest.mark.parametrize("kind", architectures.TINY)
+@pytest.mark.pipeline  # all of them take half a minute
 def test_every_architecture_trains_at_each_size_freezes_and_is_saved(pretrained, tmp_path, kind):
     path = pretrained(kind)
     build(settings(path))  # from scratch
