@@ -10,6 +10,7 @@ VIT = {
 }
 FOUR = {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]}
 SWIN = {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4, "patch_size": 4}
+PVT = {"image_size": 64, **FOUR, "num_attention_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
 TINY = {
     "beit": VIT,
     "bit": {"embedding_size": 16, **FOUR, "num_groups": 2},
@@ -80,21 +81,8 @@ TINY = {
         "image_size": 64,
     },
     "poolformer": {"hidden_sizes": [16, 16, 32, 32], "depths": [2, 2, 2, 2]},
-    "pvt": {
-        "image_size": 64,
-        "hidden_sizes": [16, 16, 32, 32],
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 1, 2, 2],
-        "mlp_ratios": [2, 2, 2, 2],
-        "sequence_reduction_ratios": [4, 2, 1, 1],
-    },
-    "pvt_v2": {
-        "image_size": 64,
-        "hidden_sizes": [16, 16, 32, 32],
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 1, 2, 2],
-        "mlp_ratios": [2, 2, 2, 2],
-    },
+    "pvt": {**PVT, "sequence_reduction_ratios": [4, 2, 1, 1]},
+    "pvt_v2": PVT,
     "regnet": {"embedding_size": 16, **FOUR, "groups_width": 8},
     # Below 16 channels oneDNN's strided 1x1 convolutions write past their memory (uxlfoundation/oneDNN, issue 6035).
     "resnet": {"embedding_size": 16, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1], "layer_type": "basic"},
