@@ -141,7 +141,7 @@ def memory(shards: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder) / "train", preprocess.Resize(160, "stretch"))
         for number in range(shards * SHARD_SIZE):
-            writer.add(pictures[number % SHARD_SIZE], number % 10, bytes(32))
+            writer.add(pictures[number % SHARD_SIZE], number % 10, bytes(32), number)
         writer.close([str(digit) for digit in range(10)])
         del writer, pictures
         reader = ShardReader(Path(folder) / "train")
@@ -168,7 +168,7 @@ def shares() -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder) / "train", preprocess.Resize(160, "stretch"))
         for number in range(STEPS * BATCH_SIZE):
-            writer.add(pictures[number % BATCH_SIZE], number % 10, bytes(32))
+            writer.add(pictures[number % BATCH_SIZE], number % 10, bytes(32), number)
         writer.close([str(digit) for digit in range(10)])
         reader = ShardReader(Path(folder) / "train")
         network = models.build(params.model, reader.class_names, 160, 0)

@@ -31,7 +31,7 @@ def write_made_shards(folder: Path, count: int, size: int) -> None:
     resize = preprocess.Resize(size, "stretch")
     writer = ShardWriter(folder, resize)
     for number, data in enumerate(pictures(count)):
-        writer.add(resize(decode.decode(data)), number % len(CLASSES), bytes(32))
+        writer.add(resize(decode.decode(data)), number % len(CLASSES), bytes(32), number)
     writer.close(CLASSES)
 
 
@@ -52,6 +52,6 @@ def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]],
     for name, (first, count) in parts.items():
         rows = source["test" if name == "test" else "train"].shuffle(seed=0).select(range(first, first + count))
         writer = ShardWriter(folder / name, resize)
-        for row in rows:
-            writer.add(resize(decode.decode(row[image]["bytes"])), row[label], bytes(32))
+        for number, row in enumerate(rows):
+            writer.add(resize(decode.decode(row[image]["bytes"])), row[label], bytes(32), number)
         writer.close(rows.features[label].names)

@@ -1,13 +1,13 @@
 """prepare: raw pictures -> data/shards/{train,val,test}."""
 
 import sys
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
 from image_classifier import config, files, preparation, sources, splits
 from image_classifier.errors import run
 from image_classifier.preprocess import Resize
+from image_classifier.shards import ShardWriter
 from stages import took
 
 SHARDS, SCRATCH = Path("data/shards"), Path("data/.source")
@@ -19,7 +19,7 @@ def main() -> None:
     print(f"prepare: {sys.executable}")
     params = config.load()
     resize = Resize(params.data.image_size, params.data.resize, params.data.background)
-    counts: dict[str, Counter[str]] = {}
+    writers: dict[str, ShardWriter] = {}
     files.remove(SCRATCH)  # of a killed run: `datasets` would take a changed file with its old time for the same
     with ExitStack() as finished:
         finished.callback(files.remove, SCRATCH)
@@ -31,8 +31,9 @@ def main() -> None:
         for name, rows in parts.items():
             folder = finished.enter_context(files.resumable(SHARDS / name, key))
             size = params.data.subset_size if name == "train" else None
-            counts[name] = preparation.write(folder, name, rows, resize, screen, size)
+            writers[name] = preparation.write(folder, name, rows, resize, screen, size)
         screen.conclude()
+        counts = preparation.finish(writers, parts)
         preparation.check(counts, params.data.subset_size)
     written = ", ".join(f"{name} {found.total()}" for name, found in counts.items())
     print(f"prepare: {SHARDS}: {written} images of {resize.size} px; {took()}")

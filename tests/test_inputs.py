@@ -130,7 +130,7 @@ def split(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs") / "split"
     writer = shards.ShardWriter(folder, Resize(32, "stretch"))
     for number in range(4):
-        writer.add(preprocess.Resize(32, "stretch")(Image.new("RGB", (9, 9))), number % 2, bytes(32))
+        writer.add(preprocess.Resize(32, "stretch")(Image.new("RGB", (9, 9))), number % 2, bytes(32), number)
     writer.close(["a", "b"])
     return folder
 

@@ -40,6 +40,16 @@ def test_intervals_hold_the_value_and_shrink_with_the_pictures():
     assert small == metrics.evidence(LABELS, PROBABILITIES)  # the same samples every time
 
 
+def test_the_averages_of_samples_are_those_of_scikit_learn():
+    random = np.random.default_rng(0)
+    labels, predicted = random.integers(0, 5, (2, 30))
+    weights = random.multinomial(8, np.full(30, 1 / 30), size=200)  # so few that classes are missing
+    found = metrics.sample_averages(labels, predicted, weights)
+    for row, drawn in enumerate(weights):
+        kept = np.repeat(np.arange(30), drawn)
+        assert found.loc[row].to_dict() == pytest.approx(metrics.averages(labels[kept], predicted[kept]))
+
+
 def test_a_single_picture_of_two_classes_has_intervals_too():
     found = metrics.evidence(np.array([1]), np.array([[0.2, 0.8]]))
     assert found["accuracy_low"] < 0.3 and found["accuracy_high"] == pytest.approx(1)

@@ -129,10 +129,10 @@ def test_a_file_beside_the_model_does_no_harm(project):
     predict.Predictor.from_torch()
 
 
-def test_doctor_does_not_download_a_dataset(project, change):
+def test_doctor_does_not_download_a_dataset(project, change, capsys):
     change({"data": {"source": "uoft-cs/cifar10", "revision": "0" * 40}})
-    result = command(project, "python", "-m", "image_classifier", "doctor", ok=False)
-    assert "uoft-cs/cifar10 is on the hub and was not looked at" in result.stdout
+    doctor.main()
+    assert "uoft-cs/cifar10 is on the hub and was not looked at" in capsys.readouterr().out
 
 
 def test_doctor_finds_the_project_fit(project):
@@ -140,11 +140,11 @@ def test_doctor_finds_the_project_fit(project):
     assert "4 of 4 checks passed" in result.stdout
 
 
-def test_doctor_names_what_is_wrong(project, change):
+def test_doctor_names_what_is_wrong(project, change, capsys):
     change({"training": {"optimizer": "lion"}})
-    result = command(project, "python", "-m", "image_classifier", "doctor", ok=False)
-    assert result.returncode == 1
-    assert "FAIL  params" in result.stdout and "training.optimizer = 'lion'" in result.stdout
+    assert doctor.main() == 1
+    told = capsys.readouterr().out
+    assert "FAIL  params" in told and "training.optimizer = 'lion'" in told
 
 
 def test_doctor_tells_of_unfinished_trainings_and_of_names_that_dvc_cannot_read(project, capsys):
@@ -153,10 +153,8 @@ def test_doctor_tells_of_unfinished_trainings_and_of_names_that_dvc_cannot_read(
     (state / "epoch-00001-0.pt").write_bytes(bytes(3_000_000))
     (project / "data/raw/pets/cat").mkdir(parents=True)
     (project / "data/raw/pets/cat/cafe.png").touch()
-    assert (
-        ".resume keeps 1 unfinished trainings (3 MB)"
-        in command(project, "python", "-m", "image_classifier", "doctor").stdout
-    )
+    doctor.main()
+    assert ".resume keeps 1 unfinished trainings (3 MB)" in capsys.readouterr().out
     (project / "data/raw/pets/cat/cafe.png").rename(
         os.fsdecode(os.fsencode(project) + b"/data/raw/pets/cat/caf\xe9.png")
     )

@@ -14,7 +14,7 @@ PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 32, 3
 def write(folder: Path) -> Path:
     writer = shards.ShardWriter(folder, Resize(32, "stretch"), shard_size=8)
     for number, picture in enumerate(PICTURES):
-        writer.add(picture, number % 2, bytes([number] * 32))
+        writer.add(picture, number % 2, bytes([number] * 32), number)
     assert writer.close(["a", "b"]) == 20
     (folder / ".notes.json").unlink()  # as files.resumable does
     return folder

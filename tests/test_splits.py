@@ -73,7 +73,12 @@ def test_an_image_in_two_splits_leaves_the_training_side(policy, capsys):
     assert screen.admit("test", "row 1 of test", same, "cat")  # within one split nothing leaks
     assert screen.admit("train", "row 5 of train", same, "cat") == (policy == "count")
     assert screen.admit("train", "row 6 of train", other, "dog")
-    found = {"contradictions": [], "duplicates": ["row 5 of train: also in test"], "unreadable": []}
+    found = {
+        "contradictions": [],
+        "duplicates": ["row 5 of train: also in test"],
+        "near_duplicates": [],
+        "unreadable": [],
+    }
     assert screen.findings["train"] == found
     screen.conclude()
     assert f"1 images appear in two splits (data.on_duplicate = {policy})" in capsys.readouterr().out

@@ -189,6 +189,15 @@ def test_onnx_bytes_do_not_depend_on_the_folder(project, trained):
     assert str(project).encode() not in (project / "models/export/model.onnx").read_bytes()
 
 
+@pytest.fixture
+def exporter(project, trained, monkeypatch) -> None:
+    """torch's exporter takes seconds and writes the same bytes again, as the test above shows: it is left out."""
+    monkeypatch.setattr(
+        export_library, "to_onnx", lambda path, *_: shutil.copyfile(trained / "models/export/model.onnx", path)
+    )
+
+
+@pytest.mark.usefixtures("exporter")
 def test_export_refuses_a_model_that_is_not_the_same(project, monkeypatch):
     before = sha256("models/export/model.onnx")
     real = engine.predict
@@ -232,6 +241,7 @@ def test_only_the_published_recipe_is_compared_with_what_was_published(project):
         assert not report._is_published(recipe.model_copy(update={section: part})), key
 
 
+@pytest.mark.usefixtures("exporter")
 def test_an_int8_model_ships_beside_the_float_one(project, change):
     change({"export": {"int8": True, "max_int8_loss": 0.02}})
     export.main()
@@ -248,6 +258,7 @@ def test_an_int8_model_ships_beside_the_float_one(project, change):
     assert right.mean() == values["int8_accuracy"]
 
 
+@pytest.mark.usefixtures("exporter")
 def test_an_int8_model_that_loses_too_much_is_reported_and_left_out(project, change, monkeypatch):
     change({"export": {"int8": True}})
     real = export_library.run_onnx
@@ -260,6 +271,7 @@ def test_an_int8_model_that_loses_too_much_is_reported_and_left_out(project, cha
     assert "The int8 model was left out" in (project / "metrics/report.md").read_text()
 
 
+@pytest.mark.usefixtures("exporter")
 def test_an_int8_model_with_nothing_in_int8_is_refused(project, change):
     change({"export": {"int8": True, "int8_operators": ["Gemm"]}})  # MobileViT's only one is the last layer
     before = sha256("models/export/model.onnx")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
@@ -34,7 +35,7 @@ def evidence(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     # Each pair of classes once, weighted by how often a sample draws it: the time does not grow with N.
     pairs, counts = np.unique([labels, predicted], axis=1, return_counts=True)
     drawn = rng.multinomial(len(labels), counts / len(labels), size=RESAMPLES)
-    samples = pd.DataFrame([averages(*pairs[:, weights > 0], weights[weights > 0]) for weights in drawn])
+    samples = sample_averages(*pairs, drawn)
     losses = -np.log(probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps))
     confidence = probabilities.max(axis=1)
     bins, gaps = _bins(confidence), (predicted == labels) - confidence.astype(float)
@@ -58,6 +59,30 @@ def evidence(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
             low, high = wilson(hits, len(labels))
             values |= {name: hits / len(labels), f"{name}_low": low, f"{name}_high": high}
     return {name: float(value) for name, value in values.items()}
+
+
+def sample_averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
+    """What `averages` gives for each row of `weights` int64 [samples, N], of the same classes int64 [N]; at once.
+
+    A class that a sample neither holds nor predicts has no part in its averages by class.
+    """
+    shape = len(labels), 1 + max(labels.max(), predicted.max())
+
+    def counts(which: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return weights @ csr_matrix((which, (np.arange(len(labels)), classes)), shape)
+
+    right = counts(labels == predicted, labels)
+    actual, guessed = (counts(np.ones(len(labels)), classes) for classes in (labels, predicted))
+    precision, recall, f1_score = (
+        np.divide(hits, counted, out=np.zeros(hits.shape), where=counted > 0)
+        for hits, counted in ((right, guessed), (right, actual), (2 * right, actual + guessed))
+    )
+    values = {}
+    for prefix, parts in (("", actual), ("macro_", actual + guessed > 0)):
+        shares = parts / parts.sum(axis=1, keepdims=True)
+        for name, scores in zip(AVERAGES, (precision, recall, f1_score), strict=True):
+            values[prefix + name] = (scores * shares).sum(axis=1)
+    return pd.DataFrame(values)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

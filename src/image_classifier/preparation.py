@@ -9,7 +9,7 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from image_classifier import decode, runtime, sources
+from image_classifier import decode, runtime, similar, sources
 from image_classifier.config import Data
 from image_classifier.errors import UserError, printable
 from image_classifier.preprocess import Resize
@@ -34,8 +34,8 @@ def fingerprint(data: Data, seed: int) -> str:
 
 def write(
     folder: Path, split: str, rows: datasets.Dataset, resize: Resize, screen: Screen, size: int | None = None
-) -> Counter[str]:
-    """Write the pictures that `screen` admits, of rows with the columns of `sources.load`; count them by class.
+) -> ShardWriter:
+    """Write the images that `screen` admits, of rows with the columns of `sources.load`; all but the index.
 
     With `size`, as many of each class as its first `size` rows hold. Shards that `folder` holds
     already are kept. The bytes do not depend on that, nor on the number of CPUs: threads decode and
@@ -57,11 +57,36 @@ def write(
             elif writer.counts[label] == wanted[label]:
                 continue  # a picture in reserve, not needed
             elif screen.admit(split, where, found, names[label]):
-                writer.add(picture, label, found)
+                writer.add(picture, label, found, writer.rows - 1)
                 screen.peaks += [peak] if peak is not None else []
             bar.update()
-    writer.close(names)
-    return Counter({name: writer.counts[label] for label, name in enumerate(names)})
+    return writer
+
+
+def finish(writers: dict[str, ShardWriter], parts: dict[str, datasets.Dataset]) -> dict[str, Counter[str]]:
+    """Look for near-duplicates across the splits, tell of them, and write each index; count the images by class."""
+    contents = {split: writer.contents() for split, writer in writers.items()}
+    found, least, caught = similar.pairs({split: images for split, (images, _) in contents.items()})
+    for pair in found:
+        names = []
+        for split, number in ((pair.split, pair.number), (pair.other_split, pair.other_number)):
+            (row,) = parts[split].select([contents[split][1][number]])
+            names.append(sources.location(row["image"], row["row"]))
+        line = f"{names[0]}: like {names[1]} in {pair.other_split} ({pair.similarity:.4f})"
+        findings = writers[pair.split].findings
+        if not any(other.startswith(f"{names[0]}: ") for other in findings["duplicates"]):
+            findings["near_duplicates"].append(line)
+    if number := sum(len(writer.findings["near_duplicates"]) for writer in writers.values()):
+        print(
+            f"prepare: {number} images are near-duplicates of images in other splits (similarity {least:.4f} or "
+            f"more, which {caught:.0%} of re-encoded, resized and shifted copies reach); listed in each index.json"
+        )
+    counts = {}
+    for split, writer in writers.items():
+        names = sources.class_names(parts[split])
+        writer.close(names)
+        counts[split] = Counter({name: writer.counts[label] for label, name in enumerate(names)})
+    return counts
 
 
 def contradictory(parts: dict[str, datasets.Dataset], resize: Resize) -> set[bytes]:

@@ -1,9 +1,9 @@
 """Preprocessed pictures on disk: written once in a stream, read through a memory map.
 
 A split is a folder of `shard-00000.safetensors`, ... with `images` uint8 [N, size, size, 3]
-(height, width, RGB), `labels` int64 [N] and `hashes` uint8 [N, 32] (SHA-256 of the decoded source
-picture), and an `index.json`, written last, with counts, class names and checksums. Equal inputs
-give equal bytes.
+(height, width, RGB), `labels` int64 [N], `hashes` uint8 [N, 32] (SHA-256 of the decoded source
+image) and `rows` int64 [N] (the image's number among the rows of its split), and an `index.json`,
+written last, with counts, class names and checksums. Equal inputs give equal bytes.
 """
 
 import hashlib
@@ -43,6 +43,7 @@ class ShardWriter:
         self.images = torch.empty((shard_size, resize.size, resize.size, 3), dtype=torch.uint8)
         self.labels = torch.empty(shard_size, dtype=torch.int64)
         self.hashes = torch.empty((shard_size, 32), dtype=torch.uint8)
+        self.numbers = torch.empty(shard_size, dtype=torch.int64)
         self.filled = self.rows = 0
         self.counts: Counter[int] = Counter()  # pictures of each label
         self.shards: list[dict[str, Any]] = []
@@ -60,11 +61,19 @@ class ShardWriter:
             tensors = _open(self.folder, shard, f"remove {self.folder}")
             yield from zip(map(bytes, tensors["hashes"].numpy()), tensors["labels"].tolist(), strict=True)
 
-    def add(self, image: Tensor, label: int, digest: bytes) -> None:
-        """Append one picture: uint8 [size, size, 3], its class, and its SHA-256."""
+    def contents(self) -> tuple[list[Tensor], list[int]]:
+        """All images so far, in runs uint8 [N, size, size, 3], read when they are used; and their rows."""
+        if self.filled:
+            self._flush()
+        shards = [_open(self.folder, shard, f"remove {self.folder}") for shard in self.shards]
+        return [shard["images"] for shard in shards], [row for shard in shards for row in shard["rows"].tolist()]
+
+    def add(self, image: Tensor, label: int, digest: bytes, row: int) -> None:
+        """Append one image: uint8 [size, size, 3], its class, its SHA-256, and its row."""
         self.images[self.filled] = image
         self.labels[self.filled] = label
         self.hashes[self.filled] = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+        self.numbers[self.filled] = row
         self.filled += 1
         self.counts[label] += 1
         if self.filled == len(self.images):
@@ -93,7 +102,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self.folder / f"shard-{len(self.shards):05d}.safetensors"
-        tensors = {"images": self.images, "labels": self.labels, "hashes": self.hashes}
+        tensors = {"images": self.images, "labels": self.labels, "hashes": self.hashes, "rows": self.numbers}
         # More than one metadata key would come out in another order in every process.
         content = save({name: tensor[: self.filled] for name, tensor in tensors.items()}, metadata={"format": "pt"})
         with files.atomic(path) as unfinished:
@@ -189,7 +198,7 @@ def _open(folder: Path, shard: dict[str, Any], remedy: str) -> dict[str, Tensor]
         raise UserError(f"{path} is damaged, its checksum differs from the index: {remedy}")
     try:
         with safe_open(path, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in ("images", "labels", "hashes")}
+            return {name: tensors.get_tensor(name) for name in ("images", "labels", "hashes", "rows")}
     except SafetensorError as error:
         raise UserError(f"{path} is no shard ({error}): {remedy}") from None
 

@@ -136,7 +136,7 @@ class Screen:
         ] = {}  # SHA-256 of the pixels -> the split and the class they came in with
         # split -> what -> where and why
         self.findings: dict[str, dict[str, list[str]]] = defaultdict(
-            lambda: {"contradictions": [], "duplicates": [], "unreadable": []}
+            lambda: {"contradictions": [], "duplicates": [], "near_duplicates": [], "unreadable": []}
         )
         self.peaks: list[int] = []  # the largest value of each image of 16-bit grey
 
