@@ -145,6 +145,15 @@ def test_a_run_that_fails_does_not_stay_running(project):
     assert run.info.status == "FAILED"
 
 
+def test_after_a_bug_in_training_the_last_line_is_the_bug(project):
+    """And none of `Exception ignored in ...` from what DVCLive holds open."""
+    command(project, "git", "gc", "-q")  # packs, as in every clone
+    code = "from image_classifier.engine import Trainer; Trainer.epochs = lambda self: 1 / 0\n"
+    code += "from stages import train; train.main()"
+    told = command(project, sys.executable, "-c", code, ok=False, PYTHONPATH="src").stderr
+    assert told.splitlines()[-1] == "ZeroDivisionError: division by zero"
+
+
 def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
     def status(run_id: str) -> str:
         return client.get_run(run_id).info.status

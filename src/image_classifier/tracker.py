@@ -43,6 +43,8 @@ class Tracker(AbstractContextManager):
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None:
             self._try("logging", status="KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        if self.live._dvc_repo is not None:  # or git's files, still open at exit, print errors after the real one
+            self.live._dvc_repo.close()
 
     def log_epoch(self, epoch: int, values: dict[str, float]) -> None:
         """Log the metrics of an epoch under its number."""
