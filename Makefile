@@ -41,19 +41,24 @@ setup: .venv/installed ## Build .venv from requirements.txt; make a git reposito
 	touch $@
 
 .PHONY: repro
-repro: setup ## Run the pipeline: prepare, train, evaluate, export
+repro: setup ## Run the pipeline: prepare, train, evaluate, export, report
 	dvc repro
 	dvc metrics show
 
 .PHONY: recipe
 recipe: setup ## Write a recipe into params.yaml: make recipe NAME=cifar10
-	@python -m recipes $(or $(NAME),$(error which one? make recipe NAME=cifar10; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
+	@image-classifier recipe $(or $(NAME),$(error which one? make recipe NAME=cifar10; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
 
 .PHONY: check
-check: setup .venv/installed-test ## Lint, and run the tests that need no trained pipeline
+check: lint ## Lint, check types, and run the tests that need no trained pipeline
+	python -m pytest -n 3 --dist worksteal -m "not full and not pipeline"
+
+.PHONY: lint
+lint: setup .venv/installed-test ## Lint, and check spelling and types
 	ruff check
 	ruff format --check
-	python -m pytest -n 3 --dist worksteal -m "not full and not pipeline"
+	codespell
+	mypy
 
 .PHONY: test
 test: setup .venv/installed-test ## Run the tests
@@ -71,21 +76,21 @@ bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may 
 	python -m benchmarks.overhead --record
 
 .PHONY: bench-full
-bench-full: ## Run all benchmarks of speed, 45 minutes: make bench-full PICTURES=folder of train.parquet and test.parquet
-	@test -d "$(PICTURES)" || { echo "which pictures? make bench-full PICTURES=data/raw/cifar10"; exit 1; }
+bench-full: ## Run all benchmarks of speed, 45 minutes: make bench-full IMAGES=folder of train.parquet and test.parquet
+	@test -d "$(IMAGES)" || { echo "which images? make bench-full IMAGES=data/raw/cifar10"; exit 1; }
 	$(MAKE) bench
 	python -m benchmarks.precisions --record
 	python -m benchmarks.parallel --record
 	python -m benchmarks.scale --record
-	python -m benchmarks.resolution $(PICTURES) --record
+	python -m benchmarks.resolution $(IMAGES) --record
 
 .PHONY: verify
 verify: setup ## Run the committed state twice in two places and compare every byte
-	python -m benchmarks.verify
+	image-classifier verify
 
 .PHONY: audit
 audit: setup .venv/installed-test ## Look the locked packages up in the list of known vulnerabilities
-	python -m benchmarks.audit
+	image-classifier audit
 
 .PHONY: lock
 lock: ## Compile the lock files from pyproject.toml (needs uv)
@@ -95,4 +100,4 @@ LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 
 .PHONY: ui
 ui: setup ## Open MLflow on http://127.0.0.1:5000
-	@python -m image_classifier ui
+	@image-classifier ui

@@ -121,8 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", metavar="NAME", help="put the table between the marks of this name in RESULTS.md")
     options = parser.parse_args()
-    from image_classifier import config
-    from image_classifier.shards import ShardReader
+    from image_classifier.core import config
+    from image_classifier.images.shards import ShardReader
 
     os.chdir(pairs.ROOT)
     params, rows = config.load(), pd.read_csv("metrics/evaluate/predictions.csv", dtype={"predicted": str})[:COUNT]

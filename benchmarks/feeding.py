@@ -1,4 +1,4 @@
-"""Pictures to a normalised batch: our shards against the per-picture PIL transform in a DataLoader.
+"""Pictures to a normalized batch: our shards against the per-picture PIL transform in a DataLoader.
 
     python -m benchmarks.feeding
 
@@ -14,24 +14,25 @@ from pathlib import Path
 
 from benchmarks import pairs
 from benchmarks.pictures import CLASSES, pictures, write_made_shards
-from image_classifier import runtime
+from image_classifier.core import runtime
+from image_classifier.images.shards import ShardReader
+from image_classifier.model.batches import batches, shuffled
+from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 COUNT, BATCH_SIZE, SIZE = 4096, 128, 160
 
 
 def shards() -> float:
     """Images per second through `ShardReader` and `Normalize`."""
-    from image_classifier import preprocess, runtime
-    from image_classifier.shards import ShardReader, shuffled
 
     runtime.configure(None)
-    normalize = preprocess.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD)
+    normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
     with tempfile.TemporaryDirectory() as folder:
         write_made_shards(Path(folder) / "train", COUNT, SIZE)
         reader = ShardReader(Path(folder) / "train")
         for epoch in range(2):
             start = time.perf_counter()
-            for images, _ in reader.batches(BATCH_SIZE, shuffled(COUNT, 0, epoch)):
+            for images, _ in batches(reader, BATCH_SIZE, shuffled(COUNT, 0, epoch)):
                 batch = normalize(images)
     assert batch.shape == (BATCH_SIZE, 3, SIZE, SIZE)
     return COUNT / (time.perf_counter() - start)
@@ -44,8 +45,6 @@ def pil() -> float:
     from PIL import Image
     from torch.utils.data import DataLoader
     from torchvision import transforms
-
-    from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD
 
     steps = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     transform, files = transforms.Compose(steps), pictures(COUNT)
@@ -67,4 +66,4 @@ def pil() -> float:
 
 
 if __name__ == "__main__":
-    pairs.main("Feeding: shards to normalised batches", "images/s", {"shards": shards, "PIL": pil}, ["torch", "pillow"])
+    pairs.main("Feeding: shards to normalized batches", "images/s", {"shards": shards, "PIL": pil}, ["torch", "pillow"])

@@ -8,7 +8,8 @@ import argparse
 from mlflow import MlflowClient
 
 from benchmarks import pairs
-from image_classifier import config, engine
+from image_classifier.core import config
+from image_classifier.training.schedule import image_size
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     lines += ["| epoch | trained at, px | minutes since the start | train accuracy | val accuracy |"]
     lines += ["|---|---|---|---|---|"]
     for epoch, (seen, held_out) in enumerate(zip(*series.values(), strict=True)):
-        size = engine.image_size(training.resolution_schedule, epoch, training.num_epochs, params.data.image_size)
+        size = image_size(training.resolution_schedule, epoch, training.num_epochs, params.data.image_size)
         minutes = (held_out.timestamp - run.info.start_time) / 60_000
         lines.append(f"| {epoch + 1} | {size} | {minutes:.1f} | {seen.value:.4f} | {held_out.value:.4f} |")
     print("\n".join(lines))

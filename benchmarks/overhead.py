@@ -93,7 +93,9 @@ def seconds_per_logged_epoch(folder: Path) -> list[float]:
     """How long each epoch's log takes, in a fresh local store."""
     from filelock import FileLock
 
-    from image_classifier import config, tracker
+    from image_classifier.core import config
+    from image_classifier.training.timing import Stopwatch
+    from image_classifier.training.tracker import Tracker
 
     folder.mkdir()
     params = config.load(pairs.ROOT / "params.yaml")
@@ -101,7 +103,8 @@ def seconds_per_logged_epoch(folder: Path) -> list[float]:
     values, spent = dict.fromkeys([*names, "val_f1_score"], 0.5), []
     os.chdir(folder)
     (folder / ".resume/training").mkdir(parents=True)
-    log = tracker.Tracker("metrics/train", params, 10, {"data.sha256": "0" * 64}, FileLock(".resume/training/lock"))
+    lock = FileLock(".resume/training/lock")
+    log = Tracker("metrics/train", params, 10, {"data.sha256": "0" * 64}, lock, Stopwatch())
     for epoch in range(EPOCHS):
         start = time.perf_counter()
         log.log_epoch(epoch, values)
@@ -114,14 +117,15 @@ def seconds_per_logged_epoch(folder: Path) -> list[float]:
 
 def seconds_of_silence(folder: Path) -> float:
     """How long a server that never answers holds a stage up."""
-    from image_classifier import config, tracking
+    from image_classifier.core import config
+    from image_classifier.tracking.model_run import add_to_model_run
 
     settings = config.load(pairs.ROOT / "params.yaml").mlflow
     os.chdir(folder)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         start = time.perf_counter()
-        tracking.add_to_model_run(settings, "0" * 64, {}, [])
+        add_to_model_run(settings, "0" * 64, {}, [])
         spent = time.perf_counter() - start
     del os.environ["MLFLOW_TRACKING_URI"]
     os.chdir(pairs.ROOT)
@@ -129,23 +133,25 @@ def seconds_of_silence(folder: Path) -> float:
 
 
 def memory(shards: int) -> float:
-    """Peak MiB of anonymous memory while an epoch of shuffled, normalised batches of 128 is read."""
+    """Peak MiB of anonymous memory while an epoch of shuffled, normalized batches of 128 is read."""
     import torch
 
-    from image_classifier import preprocess
-    from image_classifier.shards import SHARD_SIZE, ShardReader, ShardWriter, shuffled
+    from image_classifier.images.resize import Resize
+    from image_classifier.images.shards import SHARD_SIZE, ShardReader, ShardWriter
+    from image_classifier.model.batches import batches, shuffled
+    from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
     generator = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (SHARD_SIZE, 160, 160, 3), dtype=torch.uint8, generator=generator)
-    normalize, peak = preprocess.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD), 0.0
+    normalize, peak = Normalize(IMAGENET_MEAN, IMAGENET_STD), 0.0
     with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder) / "train", preprocess.Resize(160, "stretch"))
+        writer = ShardWriter(Path(folder) / "train", Resize(160, "stretch"))
         for number in range(shards * SHARD_SIZE):
             writer.add(pictures[number % SHARD_SIZE], number % 10, bytes(32), number)
         writer.close([str(digit) for digit in range(10)])
         del writer, pictures
         reader = ShardReader(Path(folder) / "train")
-        for images, _ in reader.batches(128, shuffled(len(reader), 0, 0)):
+        for images, _ in batches(reader, 128, shuffled(len(reader), 0, 0)):
             normalize(images)
             status = Path("/proc/self/status").read_text()
             peak = max(peak, int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
@@ -156,9 +162,14 @@ def shares() -> tuple[float, float]:
     """Of a training step: how much it waits for its batch, and how much the stopwatch itself takes."""
     import torch
 
-    from image_classifier import config, engine, models, precision, preprocess, runtime
-    from image_classifier.shards import ShardReader, ShardWriter
-    from image_classifier.timing import READING, Stopwatch
+    from image_classifier.core import config, runtime
+    from image_classifier.images.resize import Resize
+    from image_classifier.images.shards import ShardReader, ShardWriter
+    from image_classifier.model import numerics
+    from image_classifier.model.normalize import Normalize
+    from image_classifier.training.build import build_network
+    from image_classifier.training.timing import READING, Stopwatch
+    from image_classifier.training.trainer import Trainer
 
     runtime.configure(None)
     params = config.load(pairs.ROOT / "params.yaml")
@@ -166,14 +177,14 @@ def shares() -> tuple[float, float]:
     training = params.training.model_copy(update=changes)
     pictures = torch.randint(0, 256, (BATCH_SIZE, 160, 160, 3), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        writer = ShardWriter(Path(folder) / "train", preprocess.Resize(160, "stretch"))
+        writer = ShardWriter(Path(folder) / "train", Resize(160, "stretch"))
         for number in range(STEPS * BATCH_SIZE):
             writer.add(pictures[number % BATCH_SIZE], number % 10, bytes(32), number)
         writer.close([str(digit) for digit in range(10)])
         reader = ShardReader(Path(folder) / "train")
-        network = models.build(params.model, reader.class_names, 160, 0)
-        chosen = precision.resolve("cpu", "auto")
-        trainer = engine.Trainer(network, preprocess.Normalize(), chosen, training, 0, reader, reader)
+        network = build_network(params.model, reader.class_names, 160, 0)
+        chosen = numerics.resolve("cpu", "auto")
+        trainer = Trainer(network, Normalize(), chosen, training, 0, reader, reader)
         trainer._train_epoch(0)
     spent, blank = trainer.clock.seconds, Stopwatch()
     start = time.perf_counter()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from image_classifier import runtime
+from image_classifier.core import provenance, runtime
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -74,7 +74,7 @@ def _table(title: str, unit: str, measured: dict[str, list[dict]], command: str,
 
 def environment(packages: Sequence[str]) -> str:
     """The hardware and versions that a figure holds for, in one line."""
-    facts = runtime.environment()
+    facts = provenance.environment()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     commit = facts["git.commit"][:7] + (" with changes" if facts["git.dirty"] == "true" else "")
     cores = runtime.cpus()

@@ -20,30 +20,35 @@ BATCH_SIZE, SIZE, STEPS = 64, 160, 6  # steps that are counted, after a first on
 PROCESSES = 2
 
 
-def measure(ranks) -> float:
+def measure(group) -> float:
     """Images per second of all processes together."""
     import torch
 
-    from image_classifier import config, engine, models, precision, preprocess, runtime
-    from image_classifier.shards import ShardReader, dealt, shuffled
+    from image_classifier.core import config, runtime
+    from image_classifier.images.shards import ShardReader
+    from image_classifier.model import numerics
+    from image_classifier.model.batches import batches, deal, shuffled
+    from image_classifier.model.normalize import Normalize
+    from image_classifier.training.build import build_network
+    from image_classifier.training.trainer import Trainer
 
-    runtime.configure(None, ranks.count)
+    runtime.configure(None, group.count)
     params = config.load(pairs.ROOT / "params.yaml")
     changes = {"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1}
     training = params.training.model_copy(update=changes)
     with tempfile.TemporaryDirectory() as folder:
         write_made_shards(Path(folder) / "train", BATCH_SIZE * (STEPS + 1), SIZE)
         train = ShardReader(Path(folder) / "train")
-        network, normalize = models.build(params.model, CLASSES, SIZE, seed=0), preprocess.Normalize()
-        chosen = precision.resolve("cpu", "auto")
-        trainer = engine.Trainer(network, normalize, chosen, training, 0, train, train, ranks)
+        network, normalize = build_network(params.model, CLASSES, SIZE, seed=0), Normalize()
+        chosen = numerics.resolve("cpu", "auto")
+        trainer = Trainer(network, normalize, chosen, training, 0, train, train, group)
         order = shuffled(len(train), 0, 0)
-        assert len(dealt(order, BATCH_SIZE)) == STEPS + 1
+        assert len(deal(order, BATCH_SIZE)) == STEPS + 1
         network.train()
         ends = []
-        for step, (images, labels) in enumerate(train.batches(BATCH_SIZE, order, ranks.rank, ranks.count)):
-            loss, _ = trainer._step(images, labels, step, SIZE)
-            ranks.total(torch.zeros(1))  # until all have ended the step
+        for step, (images, labels) in enumerate(batches(train, BATCH_SIZE, order, group.index, group.count)):
+            loss, _ = trainer.step(images, labels, step, SIZE)
+            group.total(torch.zeros(1))  # until all have ended the step
             ends.append(time.perf_counter())
         assert torch.isfinite(loss)
     return BATCH_SIZE * STEPS / (ends[-1] - ends[0])
@@ -51,9 +56,9 @@ def measure(ranks) -> float:
 
 def alone() -> float:
     """In this process, on all cores."""
-    from image_classifier.distributed import Ranks
+    from image_classifier.training.distributed import Group
 
-    return measure(Ranks())
+    return measure(Group())
 
 
 def together() -> float:
@@ -68,10 +73,10 @@ def worker() -> None:
     """One of the processes; the first one prints the rate."""
     import torch
 
-    from image_classifier.distributed import joined
+    from image_classifier.training import distributed
 
-    with joined(torch.device("cpu")) as ranks:
-        rate = measure(ranks)
+    with distributed.joined(torch.device("cpu")) as group:
+        rate = measure(group)
         print(json.dumps(rate))
 
 

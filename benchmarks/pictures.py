@@ -10,7 +10,7 @@ CLASSES = [str(number) for number in range(10)]
 
 
 def pictures(count: int) -> list[bytes]:
-    """PNG files of 32 x 32 pixels: smooth colours with some noise, so that they compress as photos do."""
+    """PNG files of 32 x 32 pixels: smooth colors with some noise, so that they compress as photos do."""
     random = np.random.default_rng(0)
     files = []
     for _ in range(count):
@@ -25,10 +25,11 @@ def pictures(count: int) -> list[bytes]:
 
 def write_made_shards(folder: Path, count: int, size: int) -> None:
     """Write `count` such pictures as shards, their classes in turn."""
-    from image_classifier import decode, preprocess
-    from image_classifier.shards import ShardWriter
+    from image_classifier.images.resize import Resize
+    from image_classifier.images.shards import ShardWriter
+    from image_classifier.preparation import decode
 
-    resize = preprocess.Resize(size, "stretch")
+    resize = Resize(size, "stretch")
     writer = ShardWriter(folder, resize)
     for number, data in enumerate(pictures(count)):
         writer.add(resize(decode.decode(data)), number % len(CLASSES), bytes(32), number)
@@ -42,13 +43,14 @@ def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]],
     """
     import datasets
 
-    from image_classifier import decode, preprocess
-    from image_classifier.shards import ShardWriter
+    from image_classifier.images.resize import Resize
+    from image_classifier.images.shards import ShardWriter
+    from image_classifier.preparation import decode
 
     source = datasets.load_dataset(str(parquet), cache_dir=str(folder / "tables"))
     (image,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.Image)]
     (label,) = [name for name, kind in source["train"].features.items() if isinstance(kind, datasets.ClassLabel)]
-    source, resize = source.cast_column(image, datasets.Image(decode=False)), preprocess.Resize(size, "stretch")
+    source, resize = source.cast_column(image, datasets.Image(decode=False)), Resize(size, "stretch")
     for name, (first, count) in parts.items():
         rows = source["test" if name == "test" else "train"].shuffle(seed=0).select(range(first, first + count))
         writer = ShardWriter(folder / name, resize)

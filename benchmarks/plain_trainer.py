@@ -19,8 +19,10 @@ from torchvision import transforms
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import pairs
-from image_classifier import config, metrics, models
-from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from image_classifier.core import config
+from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD
+from image_classifier.model.scores import classification
+from image_classifier.training.build import build_network
 
 SECONDS, SIZE = 20 * 60, 160
 
@@ -52,7 +54,7 @@ def main() -> None:
         pictures.set_transform(
             lambda rows: {"pixel_values": [transform(one) for one in rows[image]], "labels": rows[label]}
         )
-        network = models.build(config.load(pairs.ROOT / "params.yaml").model, names, SIZE, seed=0)
+        network = build_network(config.load(pairs.ROOT / "params.yaml").model, names, SIZE, seed=0)
         settings = TrainingArguments(
             output_dir=folder, report_to=[], save_strategy="no", use_cpu=True, remove_unused_columns=False
         )
@@ -65,7 +67,7 @@ def main() -> None:
         trainer.train()
         found = trainer.predict(pictures["test"])
     probabilities = torch.from_numpy(np.asarray(found.predictions)).softmax(dim=1).numpy()
-    accuracy = metrics.classification(found.label_ids, probabilities)["accuracy"]
+    accuracy = classification(found.label_ids, probabilities)["accuracy"]
     versions = pairs.environment(["torch", "transformers", "accelerate"])
     seen = stop.steps * settings.train_batch_size
     lines = ["### A plain Trainer, its defaults, 160 px", ""]

@@ -18,7 +18,10 @@ import numpy as np
 
 from benchmarks import pairs
 from benchmarks.pictures import CLASSES, pictures
-from image_classifier import runtime
+from image_classifier.core import config, runtime
+from image_classifier.images.resize import Resize
+from image_classifier.preparation.screen import Screen
+from image_classifier.preparation.write import TASK_SIZE, decode_rows, write_split
 
 COUNT, SIZE = 4096, 160
 WORKERS = runtime.cpus()
@@ -28,21 +31,19 @@ def threads() -> float:
     """Images per second of decode and resize as prepare does them, the hash of the pixels included."""
     import torch
 
-    from image_classifier import preparation, preprocess
-
     torch.set_num_threads(1)
-    files, resize = pictures(COUNT), preprocess.Resize(SIZE, "stretch")
+    files, resize = pictures(COUNT), Resize(SIZE, "stretch")
     made = torch.empty((COUNT, SIZE, SIZE, 3), dtype=torch.uint8)
 
     def make(start: int) -> None:
-        images = [{"bytes": data, "path": None} for data in files[start : start + preparation.TASK_SIZE]]
-        for number, (_, picture, _) in enumerate(preparation.make(resize, images, [""] * len(images))):
-            made[start + number] = picture
+        rows = [({"bytes": data, "path": None}, 0, "") for data in files[start : start + TASK_SIZE]]
+        for number, found in enumerate(decode_rows(resize, rows)):
+            made[start + number] = found.pixels
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(make, range(0, 256, preparation.TASK_SIZE)))  # the first pictures also load the decoder
+        list(pool.map(make, range(0, 256, TASK_SIZE)))  # the first pictures also load the decoder
         start = time.perf_counter()
-        list(pool.map(make, range(0, COUNT, preparation.TASK_SIZE)))
+        list(pool.map(make, range(0, COUNT, TASK_SIZE)))
     return COUNT / (time.perf_counter() - start)
 
 
@@ -87,8 +88,6 @@ def written() -> float:
     """Images per second of `preparation.write`, everything included."""
     import datasets
 
-    from image_classifier import config, preparation, preprocess, splits
-
     rows = datasets.Dataset.from_dict(
         {
             "image": [{"bytes": data, "path": None} for data in pictures(COUNT)],
@@ -106,8 +105,8 @@ def written() -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         params = config.load(pairs.ROOT / "params.yaml")
-        screen = splits.Screen(params.data)
-        preparation.write(Path(folder) / "train", "train", rows, preprocess.Resize(SIZE, "stretch"), screen)
+        screen = Screen(params.data)
+        write_split(Path(folder) / "train", "train", rows, Resize(SIZE, "stretch"), screen)
         return COUNT / (time.perf_counter() - start)
 
 

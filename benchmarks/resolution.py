@@ -62,8 +62,15 @@ def main() -> None:
 
 def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
     """Train for `SECONDS`, then classify the test pictures."""
-    from image_classifier import config, engine, metrics, models, precision, preprocess, runtime
-    from image_classifier.shards import ShardReader, num_batches, shuffled
+    from image_classifier.core import config, runtime
+    from image_classifier.images.shards import ShardReader
+    from image_classifier.model import numerics
+    from image_classifier.model.batches import batches, num_batches, shuffled
+    from image_classifier.model.inference import predict
+    from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+    from image_classifier.model.scores import classification
+    from image_classifier.training.build import build_network
+    from image_classifier.training.trainer import Trainer
 
     runtime.configure(None)
     params = config.load(pairs.ROOT / "params.yaml")
@@ -72,9 +79,9 @@ def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
     augmentation = params.training.augmentation.model_copy(update={"horizontal_flip": True})
     training = params.training.model_copy(update=settings | {"augmentation": augmentation})
     reader, test = ShardReader(shards / "train"), ShardReader(shards / "test")
-    network = models.build(params.model, reader.class_names, SIZE, seed)
-    normalize = preprocess.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD)
-    trainer = engine.Trainer(network, normalize, precision.resolve("cpu", "auto"), training, seed, reader, test)
+    network = build_network(params.model, reader.class_names, SIZE, seed)
+    normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    trainer = Trainer(network, normalize, numerics.resolve("cpu", "auto"), training, seed, reader, test)
     trainer.scheduler = _ByTime(trainer.optimizer)
     network.train()
     step, start = 0, time.perf_counter()
@@ -82,14 +89,14 @@ def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
     while (share := (time.perf_counter() - start) / SECONDS) < 1:
         epoch, number = divmod(step, per_epoch)
         if number == 0:
-            batches = reader.batches(BATCH_SIZE, shuffled(len(reader), seed, epoch))
-        images, labels = next(batches)
+            parts = batches(reader, BATCH_SIZE, shuffled(len(reader), seed, epoch))
+        images, labels = next(parts)
         trainer.scheduler.share = share
-        trainer._step(images, labels, engine.derive_seed(seed, epoch, number), schedule[int(share * len(schedule))])
+        trainer.step(images, labels, runtime.derive_seed(seed, epoch, number), schedule[int(share * len(schedule))])
         step += 1
-    trainer._recompute_batch_norm(epoch)
-    labels, probabilities = engine.predict(network, normalize, test.batches(128), precision.resolve("cpu", "fp32"))
-    accuracy = metrics.classification(labels, probabilities)["accuracy"]
+    trainer.recompute_batch_norm(epoch)
+    labels, probabilities = predict(network, normalize, batches(test, 128), numerics.resolve("cpu", "fp32"))
+    accuracy = classification(labels, probabilities)["accuracy"]
     return {"accuracy": accuracy, "seen": step * BATCH_SIZE}
 
 

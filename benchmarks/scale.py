@@ -20,7 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import pairs
-from image_classifier import runtime
+from image_classifier.core import config, runtime
+from image_classifier.images.resize import Resize
+from image_classifier.images.shards import ShardReader, ShardWriter
+from image_classifier.model.batches import batches, shuffled
+from image_classifier.model.normalize import Normalize
+from image_classifier.preparation import sources
+from image_classifier.preparation.screen import Screen
+from image_classifier.preparation.write import decode_rows, write_split
 
 COUNT, SIZE, BATCH_SIZE, PARTS = 200_000, 32, 128, 10
 
@@ -60,7 +67,7 @@ def main() -> None:
 
 
 def generate(folder: Path) -> None:
-    """Write a parquet file of noise with a colour to each class, in row groups, with no two pictures the same."""
+    """Write a parquet file of noise with a color to each class, in row groups, with no two pictures the same."""
     import datasets
     import numpy as np
     from PIL import Image
@@ -100,8 +107,6 @@ class Parts:
 
 def prepare() -> list[dict[str, float]]:
     """Stream the source into shards as the stage does."""
-    from image_classifier import config, preparation, preprocess, runtime, sources, splits
-    from image_classifier.shards import ShardWriter
 
     runtime.configure(None)
     changes = {"source": "data/raw/generated", "image_size": SIZE}
@@ -109,7 +114,7 @@ def prepare() -> list[dict[str, float]]:
     source = sources.load(data, Path("scratch"))
     parts = Parts(COUNT)
     ShardWriter.add = _counted(ShardWriter.add, parts)
-    preparation.write(Path("shards"), "train", source["train"], preprocess.Resize(SIZE, "stretch"), splits.Screen(data))
+    write_split(Path("shards"), "train", source["train"], Resize(SIZE, "stretch"), Screen(data))
     return parts.measured
 
 
@@ -119,18 +124,16 @@ def photos() -> float:
     import torch
     from PIL import Image
 
-    from image_classifier import preparation, preprocess
-
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
     smooth = Image.fromarray(random.integers(0, 256, (25, 33, 3), dtype=np.uint8)).resize((500, 375))
     noisy = np.clip(np.asarray(smooth) + random.integers(-12, 13, (375, 500, 3)), 0, 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noisy).save(buffer, format="JPEG", quality=90)
-    images, resize = [{"bytes": buffer.getvalue(), "path": None}] * 64, preprocess.Resize(160, "stretch")
+    rows, resize = [({"bytes": buffer.getvalue(), "path": None}, 0, "")] * 64, Resize(160, "stretch")
     with ThreadPoolExecutor(runtime.cpus()) as pool:
         start = time.perf_counter()
-        made = list(pool.map(lambda _: len(preparation.make(resize, images, [""] * len(images))), range(32)))
+        made = list(pool.map(lambda _: len(decode_rows(resize, rows)), range(32)))
     return sum(made) / (time.perf_counter() - start)
 
 
@@ -143,14 +146,12 @@ def _counted(add: Callable, parts: Parts) -> Callable:
 
 
 def read() -> list[dict[str, float]]:
-    """One epoch of shuffled, normalised batches as the train stage reads them."""
-    from image_classifier import preprocess, runtime
-    from image_classifier.shards import ShardReader, shuffled
+    """One epoch of shuffled, normalized batches as the train stage reads them."""
 
     runtime.configure(None)
-    reader, normalize = ShardReader("shards"), preprocess.Normalize()
+    reader, normalize = ShardReader("shards"), Normalize()
     parts = Parts(len(reader))
-    for images, _ in reader.batches(BATCH_SIZE, shuffled(len(reader), 0, 0)):
+    for images, _ in batches(reader, BATCH_SIZE, shuffled(len(reader), 0, 0)):
         normalize(images)
         parts.add(len(images))
     return parts.measured

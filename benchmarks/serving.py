@@ -37,7 +37,7 @@ def classifier(form: str) -> Callable[[np.ndarray], object]:
         return lambda images: classify([Image.fromarray(image) for image in images], batch_size=len(images))
     import torch
 
-    from image_classifier.predict import Predictor
+    from image_classifier.commands.predict import Predictor
 
     predictor = Predictor.from_torch(EXPORT / "hf") if form == "torch" else Predictor.from_onnx(FILES[form])
     return lambda images: predictor.classify(torch.from_numpy(images))
@@ -45,7 +45,7 @@ def classifier(form: str) -> Callable[[np.ndarray], object]:
 
 def measure(form: str, seconds: float = 3.0) -> dict[str, float]:
     """Latency in milliseconds at batch 1, images per second at the best batch size."""
-    from image_classifier.shards import ShardReader
+    from image_classifier.images.shards import ShardReader
 
     classify = classifier(form)
     test = ShardReader(pairs.ROOT / "data/shards/test")
@@ -81,7 +81,8 @@ def main() -> None:
         print(json.dumps(measure(options.form)))
         return
     measured = pairs.in_turn("serving", forms)
-    from image_classifier import config, files, tracking
+    from image_classifier.core import config, files
+    from image_classifier.tracking.model_run import add_to_model_run
 
     params = config.load()
     title = f"Serving: {params.model.name} on {params.data.source}, {params.data.image_size} px"
@@ -103,7 +104,7 @@ def main() -> None:
     if options.record:
         pairs.record(options.record, "\n".join(lines))
     weights = files.sha256(EXPORT / "hf/model.safetensors")
-    tracking.add_to_model_run(params.mlflow, weights, values, [])
+    add_to_model_run(params.mlflow, weights, values, [])
 
 
 if __name__ == "__main__":

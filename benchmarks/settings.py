@@ -79,24 +79,32 @@ def main() -> None:
 
 def train(shards: Path, changes: dict) -> dict[str, float]:
     """Train with the base settings and these changes; the accuracies of the best epoch on val, and the rate."""
-    from image_classifier import config, engine, metrics, models, precision, preprocess, runtime
-    from image_classifier.shards import ShardReader
+    from image_classifier.core import runtime
+    from image_classifier.core.config import Config
+    from image_classifier.images.shards import ShardReader
+    from image_classifier.model import numerics
+    from image_classifier.model.batches import batches
+    from image_classifier.model.inference import predict
+    from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+    from image_classifier.model.scores import classification
+    from image_classifier.training.build import build_network
+    from image_classifier.training.trainer import Trainer
 
     runtime.configure(None)
     values = YAML(typ="safe").load(pairs.ROOT / "params.yaml")
     values["data"] |= {"image_size": SIZE}
     augmentation = values["training"]["augmentation"] | changes.get("augmentation", {})
     values["training"] |= BASE | changes | {"augmentation": augmentation}
-    params = config.Config.model_validate(values)
+    params = Config.model_validate(values)
     train, val, test = (ShardReader(shards / name) for name in ("train", "val", "test"))
-    network = models.build(params.model, train.class_names, SIZE, params.seed)
-    normalize = preprocess.Normalize(preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD)
-    chosen = precision.resolve("cpu", "auto")
-    trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val)
+    network = build_network(params.model, train.class_names, SIZE, params.seed)
+    normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    chosen = numerics.resolve("cpu", "auto")
+    trainer = Trainer(network, normalize, chosen, params.training, params.seed, train, val)
     for _ in trainer.epochs():
         pass
-    labels, probabilities = engine.predict(network, normalize, test.batches(128), precision.resolve("cpu", "fp32"))
-    accuracy = metrics.classification(labels, probabilities)["accuracy"]
+    labels, probabilities = predict(network, normalize, batches(test, 128), numerics.resolve("cpu", "fp32"))
+    accuracy = classification(labels, probabilities)["accuracy"]
     return {"val": trainer.best["metrics"]["val_accuracy"], "test": accuracy, "rate": trainer.clock.rate()}
 
 

@@ -24,9 +24,12 @@ def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, batch_size
     """Images per second of `engine.Trainer`, shards included; `changes` are of the training settings."""
     import torch
 
-    from image_classifier import config, engine, models, runtime
-    from image_classifier import precision as precisions
-    from image_classifier.shards import ShardReader, shuffled
+    from image_classifier.core import config, runtime
+    from image_classifier.images.shards import ShardReader
+    from image_classifier.model import numerics
+    from image_classifier.model.batches import batches, shuffled
+    from image_classifier.training.build import build_network, input_normalization
+    from image_classifier.training.trainer import Trainer
 
     runtime.configure(None)
     params = config.load(pairs.ROOT / "params.yaml")
@@ -36,14 +39,14 @@ def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, batch_size
     with tempfile.TemporaryDirectory() as folder:
         write_made_shards(Path(folder) / "train", batch_size * (steps + 1), SIZE)
         train = ShardReader(Path(folder) / "train")
-        network = models.build(params.model, CLASSES, SIZE, seed=0)
-        normalize = models.normalization("imagenet", params.model)
-        chosen = precisions.resolve(device, precision)
-        trainer = engine.Trainer(network, normalize, chosen, training, 0, train, train)
+        network = build_network(params.model, CLASSES, SIZE, seed=0)
+        normalize = input_normalization("imagenet", params.model)
+        chosen = numerics.resolve(device, precision)
+        trainer = Trainer(network, normalize, chosen, training, 0, train, train)
         network.train()
         ends = []
-        for step, (images, labels) in enumerate(train.batches(batch_size, shuffled(len(train), 0, 0))):
-            loss, _ = trainer._step(images, labels, step, SIZE)
+        for step, (images, labels) in enumerate(batches(train, batch_size, shuffled(len(train), 0, 0))):
+            loss, _ = trainer.step(images, labels, step, SIZE)
             if device == "cuda" and step in (0, steps):
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
@@ -60,8 +63,9 @@ def trainer(
     from torchvision import transforms
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from image_classifier import config, models
-    from image_classifier.preprocess import IMAGENET_MEAN, IMAGENET_STD
+    from image_classifier.core import config
+    from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD
+    from image_classifier.training.build import build_network
 
     transform = transforms.Compose(
         [
@@ -88,7 +92,7 @@ def trainer(
                 torch.cuda.synchronize()
             self.ends.append(time.perf_counter())
 
-    network = models.build(config.load(pairs.ROOT / "params.yaml").model, CLASSES, SIZE, seed=0)
+    network = build_network(config.load(pairs.ROOT / "params.yaml").model, CLASSES, SIZE, seed=0)
     network = network.to(memory_format=torch.contiguous_format)
     ends = Ends()
     with tempfile.TemporaryDirectory() as folder:

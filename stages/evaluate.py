@@ -3,10 +3,14 @@
 import sys
 from pathlib import Path
 
-from image_classifier import config, engine, files, models, precision, report, runtime, tracking
-from image_classifier.errors import run
-from image_classifier.shards import ShardReader
-from stages import took
+from image_classifier.core import config, files, runtime
+from image_classifier.core.entry import exit_with, took
+from image_classifier.evaluation.tables import write_evaluation
+from image_classifier.images.shards import ShardReader
+from image_classifier.model import checkpoint, numerics
+from image_classifier.model.batches import batches
+from image_classifier.model.inference import predict, with_progress
+from image_classifier.tracking.model_run import add_to_model_run
 
 CHECKPOINT = Path("models/checkpoint")
 METRICS = Path("metrics/evaluate")
@@ -14,25 +18,25 @@ METRICS = Path("metrics/evaluate")
 
 @files.lock(".resume/evaluate.lock")  # a killed DVC leaves its stage running
 def main() -> None:
-    """Classify the test pictures; write the metrics with their intervals, every prediction, and galleries."""
+    """Classify the test images; write the metrics with their intervals, every prediction, and galleries."""
     print(f"evaluate: {sys.executable}")
     params = config.load()
     runtime.configure(params.num_threads)
-    chosen = precision.resolve(params.training.device, "fp32")
+    compute = numerics.resolve(params.training.device, "fp32")
 
     test = ShardReader("data/shards/test")
-    network, normalize, resize = models.load(CHECKPOINT)
-    models.check_fits(network, resize, test)
-    network, normalize = network.to(chosen.device), normalize.to(chosen.device)
-    batches = engine.with_progress(test.batches(params.evaluation.batch_size), len(test), "evaluate")
-    labels, probabilities = engine.predict(network, normalize, batches, chosen)
+    network, normalize, resize = checkpoint.load(CHECKPOINT)
+    checkpoint.check_fits(network, resize, test)
+    network, normalize = network.to(compute.device), normalize.to(compute.device)
+    shown = with_progress(batches(test, params.evaluation.batch_size), len(test), "evaluate")
+    labels, probabilities = predict(network, normalize, shown, compute)
     with files.atomic(METRICS) as folder:
-        values = report.write_evaluation(folder, labels, probabilities, test)
+        values = write_evaluation(folder, labels, probabilities, test)
     published = {f"test_{name}": value for name, value in values.items()}
-    tracking.add_to_model_run(params.mlflow, files.sha256(CHECKPOINT / "model.safetensors"), published, [METRICS])
+    add_to_model_run(params.mlflow, files.sha256(CHECKPOINT / "model.safetensors"), published, [METRICS])
     interval = f"{values['accuracy_low']:.4f} to {values['accuracy_high']:.4f}"
-    print(f"evaluate: {METRICS}: accuracy {values['accuracy']:.4f} ({interval}) on {len(test)} pictures; {took()}")
+    print(f"evaluate: {METRICS}: accuracy {values['accuracy']:.4f} ({interval}) on {len(test)} images; {took()}")
 
 
 if __name__ == "__main__":
-    run(main)
+    exit_with(main)

@@ -1,14 +1,22 @@
-"""prepare: raw pictures -> data/shards/{train,val,test}."""
+"""prepare: raw images -> data/shards/{train,val,test}."""
 
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from image_classifier import config, files, preparation, sources, splits
-from image_classifier.errors import run
-from image_classifier.preprocess import Resize
-from image_classifier.shards import ShardWriter
-from stages import took
+from image_classifier.core import config, files
+from image_classifier.core.entry import exit_with, took
+from image_classifier.images.resize import Resize
+from image_classifier.images.shards import ShardWriter
+from image_classifier.preparation import sources, splits
+from image_classifier.preparation.screen import Screen
+from image_classifier.preparation.write import (
+    check_counts,
+    contradictory_digests,
+    resume_key,
+    write_indexes,
+    write_split,
+)
 
 SHARDS, SCRATCH = Path("data/shards"), Path("data/.source")
 
@@ -20,24 +28,25 @@ def main() -> None:
     params = config.load()
     resize = Resize(params.data.image_size, params.data.resize, params.data.background)
     writers: dict[str, ShardWriter] = {}
-    files.remove(SCRATCH)  # of a killed run: `datasets` would take a changed file with its old time for the same
+    # A killed run leaves its scratch tables behind; `datasets` would reuse them even if the source changed.
+    files.remove(SCRATCH)
     with ExitStack() as finished:
         finished.callback(files.remove, SCRATCH)
         source = sources.load(params.data, SCRATCH)
-        key = preparation.fingerprint(params.data, params.seed)
+        key = resume_key(params.data, params.seed)
         parts = splits.split(source, params.data, params.seed)
         drops = params.data.on_contradiction == "drop"
-        screen = splits.Screen(params.data, preparation.contradictory(parts, resize) if drops else None)
+        screen = Screen(params.data, contradictory_digests(parts, resize) if drops else None)
         for name, rows in parts.items():
             folder = finished.enter_context(files.resumable(SHARDS / name, key))
             size = params.data.subset_size if name == "train" else None
-            writers[name] = preparation.write(folder, name, rows, resize, screen, size)
+            writers[name] = write_split(folder, name, rows, resize, screen, size)
         screen.conclude()
-        counts = preparation.finish(writers, parts)
-        preparation.check(counts, params.data.subset_size)
+        counts = write_indexes(writers, parts)
+        check_counts(counts, params.data.subset_size)
     written = ", ".join(f"{name} {found.total()}" for name, found in counts.items())
     print(f"prepare: {SHARDS}: {written} images of {resize.size} px; {took()}")
 
 
 if __name__ == "__main__":
-    run(main)
+    exit_with(main)

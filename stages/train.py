@@ -3,58 +3,58 @@
 import sys
 from pathlib import Path
 
-from image_classifier import config, distributed, engine, files, models, precision, resume, runtime, tracker
-from image_classifier.errors import run
-from image_classifier.shards import ShardReader
-from image_classifier.timing import SAVING, TRACKING
-from stages import took
+from image_classifier.core import config, files, provenance, runtime
+from image_classifier.core.entry import exit_with, took
+from image_classifier.images.shards import ShardReader
+from image_classifier.model import checkpoint, numerics
+from image_classifier.training import distributed, resume
+from image_classifier.training.build import build_network, input_normalization
+from image_classifier.training.timing import SAVING
+from image_classifier.training.tracker import Tracker
+from image_classifier.training.trainer import Trainer, in_words
 
-TRAIN, VAL = Path("data/shards/train"), Path("data/shards/val")
-INDEX, CHECKPOINT = TRAIN / "index.json", Path("models/checkpoint")
-SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+CHECKPOINT = Path("models/checkpoint")
 
 
 def main() -> None:
     """Train, in as many processes as training.num_processes asks for."""
     params = config.load()
-    chosen = precision.resolve(params.training.device, params.training.precision)
-    distributed.run("train", params.training.num_processes, chosen.device, lambda ranks: fit(params, chosen, ranks))
+    compute = numerics.resolve(params.training.device, params.training.precision)
+    if not distributed.launch("train", params.training.num_processes, compute.device):
+        with distributed.joined("train", compute.device) as group:
+            fit(params, compute, group)
 
 
-def fit(params: config.Config, chosen: precision.Precision, ranks: distributed.Ranks) -> None:
+def fit(params: config.Config, compute: numerics.Compute, group: distributed.Group) -> None:
     """Keep the best epoch on val, and log every epoch to DVCLive and MLflow."""
-    print(f"train: {sys.executable}\ntrain: {chosen.name} on {chosen.device}: {chosen.reason}")
-    runtime.configure(params.num_threads, ranks.here)
-    train, val = ShardReader(TRAIN), ShardReader(VAL)
-    network = models.build(params.model, train.class_names, train.resize.size, params.seed)
-    normalize = models.normalization(params.data.normalization, params.model)
-    trainer = engine.Trainer(network, normalize, chosen, params.training, params.seed, train, val, ranks)
-    state, clock = resume.State(resume.fingerprint(params, chosen, INDEX, VAL / "index.json")), trainer.clock
-    if not ranks.first:
-        return trainer.follow(state.load(ranks))  # the first process logs and saves for all
-    tags = {"precision": chosen.name, "precision.reason": chosen.reason, "data.sha256": files.sha256(INDEX)}
-    tags |= runtime.environment() | {"processes": str(ranks.count)}
-    with state.lock, tracker.Tracker("metrics/train", params, len(train.class_names), tags, state.lock) as log:
-        if kept := state.load(ranks):
-            trainer.load_state_dict(kept)
-            print(f"train: going on after epoch {len(trainer.history)}, kept in {state.folder}")
+    print(f"train: {sys.executable}\ntrain: {compute.name} on {compute.device}: {compute.reason}")
+    runtime.configure(params.num_threads, group.here)
+    train, val = ShardReader("data/shards/train"), ShardReader("data/shards/val")
+    network = build_network(params.model, train.class_names, train.resize.size, params.seed)
+    normalize = input_normalization(params.data.normalization, params.model)
+    trainer = Trainer(network, normalize, compute, params.training, params.seed, train, val, group)
+    state, clock = resume.State(resume.fingerprint(params, compute, train, val)), trainer.clock
+    if not group.first:
+        state.restore(trainer)
+        return trainer.follow()  # the first process logs and saves for all
+    tags = provenance.environment() | compute.facts() | {"processes": str(group.count), "data.sha256": train.sha256}
+    with state.lock, Tracker("metrics/train", params, len(train.class_names), tags, state.lock, clock) as log:
+        state.restore(trainer)
         for epoch, values in enumerate(trainer.history):
             log.log_epoch(epoch, values)
-        for values in trainer.epochs():
+        for number, values in enumerate(trainer.epochs(), len(trainer.history) + 1):
             with clock(SAVING):
-                state.save(len(trainer.history), trainer.state_dict())
-            with clock(TRACKING):
-                log.log_epoch(len(trainer.history) - 1, values)
-            shown = ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)
-            print(f"train: epoch {len(trainer.history)}/{params.training.num_epochs}: {shown}", flush=True)
+                state.save(number, trainer.state_dict())
+            log.log_epoch(number - 1, values)
+            print(f"train: epoch {number}/{params.training.num_epochs}: {in_words(values)}", flush=True)
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
-            models.save(folder, network, normalize, train.resize)
+            checkpoint.save(folder, network, normalize, train.resize)
         best = trainer.best["metrics"]
-        log.finish(best, files.sha256(CHECKPOINT / "model.safetensors"), clock)
+        log.finish(best, files.sha256(CHECKPOINT / "model.safetensors"))
         files.remove(state.folder)
     print(f"train: where the time went\n{clock.table()}")
     print(f"train: {CHECKPOINT}: epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}; {took()}")
 
 
 if __name__ == "__main__":
-    run(main)
+    exit_with(main)

@@ -9,3 +9,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 # The hub's library would tell of every try to reach it; what cannot be had in the end is one line of ours.
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+# What loads in a second needs no bar of its own among the stages' lines.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

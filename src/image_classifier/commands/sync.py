@@ -1,0 +1,65 @@
+"""`image-classifier sync`: give MLflow what it missed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from image_classifier.core import config, files
+from image_classifier.core.config import Config
+from image_classifier.core.errors import UserError
+from image_classifier.export import register
+from image_classifier.tracking.model_run import claim_run, upload
+from image_classifier.tracking.server import connection
+from image_classifier.training import tracker
+
+
+def main() -> int:
+    """Send what is missing of the current model."""
+    run = sync(config.load(), current_model(), Path("metrics"), Path("models/export/model.onnx"))
+    print(f"MLflow run {run} holds metrics/ and the model")
+    return 0
+
+
+def current_model() -> str:
+    """The SHA-256 of the weights in models/checkpoint.
+
+    Raises UserError: they, or the metrics beside them, are out of date.
+    """
+    if subprocess.run([sys.executable, "-m", "dvc", "status", "-q", "-d", "report"], check=False).returncode:
+        raise UserError("`dvc status` finds changes, so the metrics may be of another model: run `dvc repro` first")
+    return files.sha256("models/checkpoint/model.safetensors")
+
+
+def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
+    """Give MLflow what it missed of what is in the folder `metrics`, and the model, once; return the run's id.
+
+    Raises UserError: the metrics are missing, or the server fails.
+    """
+    best = files.read_json(metrics / "train/metrics.json", "run `dvc repro train`")
+    test = files.read_json(metrics / "evaluate/metrics.json", "run `dvc repro evaluate`")
+    exported = files.read_json(metrics / "export/metrics.json", "run `dvc repro export`")
+    try:
+        client, experiment = connection.connect(params.mlflow)
+        run = claim_run(client, experiment, sha256)
+        tracker.mirror(client, run.info.run_id, metrics / "train")
+        values = {f"best_{name.removeprefix('best_')}": value for name, value in best.items() if name != "step"}
+        values |= {f"test_{name}": value for name, value in test.items() if not name.startswith("num_")} | exported
+        missed = {name: value for name, value in values.items() if name not in run.data.metrics}
+        client.log_batch(
+            run.info.run_id,
+            connection.points(missed),
+            [] if run.data.params else tracker.mlflow_params(params, test["num_classes"]),
+        )
+        folders = ("", "evaluate", "export", "report")
+        kept = {item.path for name in folders for item in client.list_artifacts(run.info.run_id, name)}
+        for path in (metrics / "evaluate", metrics / "export", metrics / "report", metrics / "report.md"):
+            whole = [f"{path.name}/{part.name}" for part in path.iterdir()] if path.is_dir() else [path.name]
+            if not kept.issuperset(whole):
+                upload(client, run, path)
+        if not register.versions(client, params.mlflow, run.info.run_id):
+            register.register(client, params.mlflow, run.info.run_id, onnx)
+    except Exception as error:
+        raise UserError(
+            f"MLflow: {connection.reason(error)}; nothing is lost: run sync again when the server answers"
+        ) from None
+    return run.info.run_id

@@ -1,0 +1,97 @@
+"""`image-classifier verify`: does the committed state, run twice from nothing in two places, leave the same outs?
+
+The second run has another folder, time zone, locale and PYTHONHASHSEED. That they agree is the
+gate. Whether they also agree with the committed dvc.lock is reported: another processor or torch
+may round differently, and environment.json, which `--record` writes beside the lock once the bytes
+are the same, says what those bytes were made with.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from image_classifier.core import config, files, provenance, runtime
+from image_classifier.core.errors import UserError
+from image_classifier.model import numerics
+
+ENVIRONMENT = Path("environment.json")
+# Python reads and writes text as ASCII there, where nothing else is said.
+ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONHASHSEED": "12345"}
+
+
+def main(record: bool) -> int:
+    """Run the pipeline twice, compare, and say what differs first; return 1 if the two runs differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        committed = Path(folder) / "committed"
+        subprocess.run(["git", "clone", "-q", Path.cwd(), committed], check=True)
+        first = rerun(Path(folder) / "here", {})
+        second = rerun(Path(folder) / "some/where/else", ELSEWHERE)
+        if where := difference(outs(first), outs(second)):
+            print(f"verify: NOT identical: {where[0]}: {file_that_differs(first / where[1], second / where[1])}")
+            return 1
+        print(f"verify: identical: {len(outs(first))} outs, made twice from nothing in two places")
+        where = difference(outs(committed), outs(first))
+    here = environment()
+    if where is None:
+        print("verify: and identical to the committed dvc.lock")
+        if record:
+            files.write_json(ENVIRONMENT, here)
+        return 0
+    there = files.read_json(ENVIRONMENT, "") if ENVIRONMENT.is_file() else {}
+    changed = [f"{name}: {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]]
+    print(f"verify: the committed dvc.lock has other bytes, first in {where[0]}: {where[1]}")
+    print(f"verify: what differs: {'; '.join(changed) or 'nothing that environment.json knows of'}")
+    return 0
+
+
+def rerun(clone: Path, surroundings: dict[str, str]) -> Path:
+    """Clone the committed state, give it the raw images and weights, and run the pipeline from nothing."""
+    subprocess.run(["git", "clone", "-q", Path.cwd(), clone], check=True)
+    for name in ("data/raw", "models/pretrained"):
+        shutil.copytree(name, clone / name, dirs_exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+    kept["MLFLOW_TRACKING_URI"] = f"sqlite:///{clone / 'mlflow.db'}"  # whatever params.yaml says
+    print(f"verify: running the pipeline in {clone}", flush=True)
+    # By force: what is in git, such as metrics, and in a cache of the user's would not be made again.
+    done = subprocess.run(
+        ["dvc", "repro", "--force"], cwd=clone, env=kept | surroundings, stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        raise UserError("the pipeline failed in a clone of the committed state; its messages are above")
+    return clone
+
+
+def outs(folder: Path) -> dict[tuple[str, str], str]:
+    """(stage, path) of every out and metrics file, in the order of the pipeline, and its hash."""
+    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    names = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
+    return {(name, out["path"]): out["md5"] for name in names for out in stages[name]["outs"]}
+
+
+def difference(ours: dict[tuple[str, str], str], theirs: dict[tuple[str, str], str]) -> tuple[str, str] | None:
+    """The first out whose hash differs, or that one side lacks."""
+    return next((out for out in ours | theirs if ours.get(out) != theirs.get(out)), None)
+
+
+def file_that_differs(first: Path, second: Path) -> Path:
+    """The first file that differs below two outs, or that one of them lacks."""
+    if first.is_file():
+        return first
+    names = sorted({path.relative_to(root) for root in (first, second) for path in root.rglob("*") if path.is_file()})
+    sums = [{name: files.sha256(root / name) for name in names if (root / name).is_file()} for root in (first, second)]
+    return next(first / name for name in names if sums[0].get(name) != sums[1].get(name))
+
+
+def environment() -> dict[str, str]:
+    """What may change the last digits: versions, processor, threads, precision."""
+    params = config.load()
+    runtime.configure(params.num_threads)
+    chosen = numerics.resolve(params.training.device, params.training.precision)
+    facts = provenance.environment()
+    kept = {name: value for name, value in facts.items() if name.startswith(("version.", "processor", "threads"))}
+    return kept | {"precision": f"{chosen.name} on {chosen.device}", "python": platform.python_version()}

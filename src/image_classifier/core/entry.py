@@ -1,0 +1,61 @@
+"""How a stage or a command ends: an exit code, one line for an error that a person can fix, a traceback for a bug."""
+
+import os
+import signal
+import sqlite3
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from filelock import Timeout
+
+from image_classifier.core.errors import TRACEBACK, UserError, first_line
+
+STARTED = time.perf_counter()
+
+
+def took() -> str:
+    """How long this process has run."""
+    return f"{time.perf_counter() - STARTED:.0f} s"
+
+
+def exit_with(main: Callable[[], int | None]) -> None:
+    """Run a program's `main` and exit with its code, or with 1 and one line on an error of the user's or the disk's."""
+    if sys.platform == "win32":
+        sys.exit("error: Windows is not supported: run this in WSL 2, the Windows Subsystem for Linux")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: what is open is closed
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except Exception as error:
+        if (message := _explain(error)) is None:
+            raise
+        if os.environ.get(TRACEBACK) == "1":
+            _print_whole(error)
+        sys.exit(f"error: {message}")
+
+
+def _explain(error: Exception) -> str | None:
+    """The line that a person can act on; None for a bug, whose traceback is what helps."""
+    if isinstance(error, Timeout):
+        return f"{error.lock_file} is held by another process doing the same: wait for it to end, or stop it"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{first_line(error)} ({TRACEBACK}=1 shows where)"
+    if isinstance(error, sqlite3.OperationalError):
+        return f"a database of DVC cannot be used: {first_line(error)}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return "the GPU's memory is full: lower the batch_size of this stage in params.yaml"
+    return None
+
+
+def _print_whole(error: BaseException) -> None:
+    """Print the traceback with the errors behind it, which `from None` hides from a one-line message."""
+    behind: BaseException | None = error
+    while behind is not None:
+        behind.__suppress_context__ = False
+        behind = behind.__cause__ or behind.__context__
+    traceback.print_exception(error)

@@ -1,0 +1,107 @@
+"""How far scores can be relied on: 95 % intervals, top-k accuracy, calibration."""
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from scipy.stats import binomtest
+from sklearn.metrics import top_k_accuracy_score
+
+from image_classifier.model.scores import AVERAGES, averages, class_scores
+
+CALIBRATION_BINS = 10  # of confidence, equally wide
+RESAMPLES = 1000  # of the bootstrap
+
+
+def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """How far `classification` can be relied on: 95 % intervals as NAME_low and NAME_high, top-k, calibration.
+
+    Wilson's interval for shares of the pictures; for the others percentiles of a bootstrap over the pictures, which
+    draws the same samples every time, less the bootstrap's own bias: a sample lacks some of the pictures, and where a
+    class has few of them its scores fall short of the value.
+    """
+    predicted, rng = probabilities.argmax(axis=1), np.random.default_rng(0)
+    low, high = wilson(int((predicted == labels).sum()), len(labels))
+    values = {"accuracy_low": low, "accuracy_high": high}
+    # Each pair of classes once, weighted by how often a sample draws it: the time does not grow with N.
+    pairs, counts = np.unique([labels, predicted], axis=1, return_counts=True)
+    weights = rng.multinomial(len(labels), counts / len(labels), size=RESAMPLES)
+    samples = sample_averages(pairs[0], pairs[1], weights)
+    losses = -np.log(probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps))
+    confidence = probabilities.max(axis=1)
+    bins, gaps = _bins(confidence), (predicted == labels) - confidence.astype(float)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = rng.integers(len(labels), size=len(labels))
+        drawn.append((losses[rows].mean(), _calibration_error(bins[rows], gaps[rows])))
+    samples[["loss", "calibration_error"]] = drawn
+    own = averages(labels, predicted) | {"loss": losses.mean(), "calibration_error": _calibration_error(bins, gaps)}
+    bias = samples.mean() - pd.Series(own)
+    for suffix, quantile in (("low", 0.025), ("high", 0.975)):
+        bound = (samples.quantile(quantile) - bias).clip(lower=0)
+        bound = bound.where(bound.index == "loss", bound.clip(upper=1))
+        values |= bound.add_suffix(f"_{suffix}").to_dict()
+    values["calibration_error"] = own["calibration_error"]
+    classes = probabilities.shape[1]
+    for k in (2, 5):
+        if k < classes:
+            name, whole = f"top_{k}_accuracy", range(classes)
+            hits = int(top_k_accuracy_score(labels, probabilities, k=k, labels=whole, normalize=False))
+            low, high = wilson(hits, len(labels))
+            values |= {name: hits / len(labels), f"{name}_low": low, f"{name}_high": high}
+    return {name: float(value) for name, value in values.items()}
+
+
+def sample_averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
+    """What `averages` gives for each row of `weights` int64 [samples, N], of the same classes int64 [N]; at once.
+
+    A class that a sample neither holds nor predicts has no part in its averages by class.
+    """
+    shape = len(labels), 1 + max(labels.max(), predicted.max())
+
+    def counts(which: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        return weights @ csr_matrix((which, (np.arange(len(labels)), classes)), shape)
+
+    right = counts(labels == predicted, labels)
+    actual, guessed = (counts(np.ones(len(labels)), classes) for classes in (labels, predicted))
+    precision, recall, f1_score = (
+        np.divide(hits, counted, out=np.zeros(hits.shape), where=counted > 0)
+        for hits, counted in ((right, guessed), (right, actual), (2 * right, actual + guessed))
+    )
+    values = {}
+    for prefix, parts in (("", actual), ("macro_", actual + guessed > 0)):
+        shares = parts / parts.sum(axis=1, keepdims=True)
+        for name, scores in zip(AVERAGES, (precision, recall, f1_score), strict=True):
+            values[prefix + name] = (scores * shares).sum(axis=1)
+    return pd.DataFrame(values)
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, `hits` of `count`."""
+    interval = binomtest(hits, count).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Confidence against accuracy, one row per bin of confidence that holds pictures.
+
+    The mean gap, weighted by `count`, is the expected calibration error (Guo et al. 2017, arXiv 1706.04599).
+    """
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    table = pd.DataFrame({"confidence": confidence.astype(float), "accuracy": correct.astype(float)})
+    binned = table.groupby(_bins(confidence))
+    return binned.mean().assign(count=binned.size())
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    return np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+
+
+def _calibration_error(bins: np.ndarray, gaps: np.ndarray) -> float:
+    """From each picture's bin of confidence, and its gap: one if it is right, less its confidence."""
+    return np.abs(np.bincount(bins, weights=gaps)).sum() / len(gaps)
+
+
+def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[str]) -> pd.DataFrame:
+    """One row per class, in the dataset's order: precision, recall, F1 and support."""
+    scores = class_scores(labels, probabilities.argmax(axis=1), labels=range(len(class_names)))
+    return pd.DataFrame(dict(zip(("class", *AVERAGES, "support"), (class_names, *scores), strict=True)))

@@ -1,0 +1,37 @@
+"""The model card: what a person who receives the model must know of it."""
+
+from pathlib import Path
+
+from image_classifier.core import files, tables
+from image_classifier.core.config import Config
+from image_classifier.core.markdown import ROWS, cell, render, to_markdown
+
+TEMPLATE = Path(__file__).with_name("card.md")
+# Pretrained weights that carry Apple's sample-code license.
+APPLE = {f"mobilevit-{size}" for size in ("small", "x-small", "xx-small")}
+
+
+def write_card(path: Path, config: Config, weights: str, metrics: Path, index: Path) -> None:
+    """Write the card of the model whose weights have the SHA-256 `weights`.
+
+    Its figures come from `metrics`, the folder of evaluate, and from `index`, that of the training shards.
+    """
+    train = files.read_json(index, "run `dvc repro prepare`")
+    test = files.read_json(metrics / "metrics.json", "run `dvc repro evaluate`")
+    data, model = config.data, config.model
+    facts = {
+        "data": data,
+        "model": model,
+        "apple": model.pretrained and Path(model.name).name in APPLE,
+        "class_names": ", ".join(map(cell, train["class_names"][:ROWS]))
+        + ("" if len(train["class_names"]) <= ROWS else ", ..."),
+        "classes": to_markdown(tables.read_classes(metrics / "per_class.csv"), worst="f1_score"),
+        "intervals": to_markdown(tables.intervals(test)),
+        "local": data.source == "digits" or data.source.startswith("data/raw/"),
+        "hub_model": not model.name.startswith(("models/", "data/", ".", "/")),
+        "shared": len(train["findings"]["duplicates"]) if data.on_duplicate == "count" else 0,
+        "images": train["count"],
+        "sha256": weights,
+        "test": test,
+    }
+    path.write_text(render(TEMPLATE, facts), encoding="utf-8")

@@ -1,0 +1,82 @@
+"""Is an exported format still the model that was evaluated?"""
+
+from pathlib import Path
+
+import numpy as np
+
+from image_classifier.core import tables
+from image_classifier.core.config import Export
+from image_classifier.core.errors import UserError
+from image_classifier.export.formats import FILES
+
+FORMATS = {"onnx": "the ONNX model", "hf": "transformers' pipeline"}
+
+
+def parity(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """How far another runtime's probabilities [N, classes] are from torch's on the same images.
+
+    The relative error is that of each image's vector of probabilities; the largest counts.
+    """
+    difference = probabilities.astype(np.float64) - torch_probabilities
+    guess, torch_guess = probabilities.argmax(axis=1), torch_probabilities.argmax(axis=1)
+    values = {
+        "agreement": (guess == torch_guess).mean(),
+        "accuracy": (guess == labels).mean(),
+        "accuracy_difference": (guess == labels).mean() - (torch_guess == labels).mean(),
+        "max_probability_difference": np.abs(difference).max(),
+        "max_relative_error": (np.linalg.norm(difference, axis=1) / np.linalg.norm(torch_probabilities, axis=1)).max(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def check_evaluated(predictions: Path, hashes: list[str], guesses: list[str]) -> None:
+    """Refuse a network that does not say of the test images what evaluate wrote down.
+
+    Raises UserError: the metrics are of another checkpoint, or of other images.
+    """
+    rows = tables.read_predictions(predictions)
+    near_ties = max(1, len(hashes) // 1000)  # which may fall otherwise on a GPU
+    if list(rows["image"]) != hashes or (rows["predicted"] != guesses).sum() > near_ties:
+        raise UserError(f"{predictions} is not of this checkpoint and these test images: run `dvc repro evaluate`")
+
+
+def in_words(metrics: dict[str, float], count: int) -> str:
+    """What `gate` found on `count` images, in a line."""
+    agreement = min(metrics["onnx_agreement"], metrics["hf_agreement"])
+    words = f"ONNX and pipeline agree with torch on {agreement:.2%} of {count} test images"
+    if "int8_shipped" in metrics:
+        fate = "is shipped" if metrics["int8_shipped"] else "was LEFT OUT"
+        words += f"; int8 {fate}, {metrics['int8_accuracy_difference']:+.4f} of accuracy"
+    return words
+
+
+def gate(
+    folder: Path, labels: np.ndarray, expected: np.ndarray, found: dict[str, np.ndarray], limits: Export
+) -> dict[str, float]:
+    """The metrics of every format in `folder`, as FORMAT_NAME; `expected` are torch's probabilities.
+
+    A float format has to be the model that was evaluated. An int8 file is another one: it goes unless its accuracy
+    is within the limit, and its metrics stay.
+
+    Raises UserError: agreement or relative error of a float format is outside the limits.
+    """
+    metrics: dict[str, float] = {}
+    for form, probabilities in found.items():
+        values = parity(labels, expected, probabilities)
+        agreement, error = values["agreement"], values["max_relative_error"]
+        fault = ""
+        if form != "int8" and agreement < limits.min_agreement:
+            fault = f"agrees with torch on {agreement:.4%}, less than export.min_agreement = {limits.min_agreement}"
+        elif form != "int8" and not error <= limits.max_relative_error:
+            fault = f"is off by {error:.2g}, more than export.max_relative_error = {limits.max_relative_error}"
+        if fault:
+            raise UserError(f"on the test images {FORMATS[form]} {fault}: nothing was exported")
+        metrics |= {f"{form}_{name}": value for name, value in values.items()}
+        if form in FILES:
+            metrics[f"{form}_bytes"] = (folder / FILES[form]).stat().st_size
+    if "int8" in found:
+        lost = round(-metrics["int8_accuracy_difference"] * len(labels))  # pictures
+        metrics["int8_shipped"] = int(lost <= limits.max_int8_loss * len(labels) * (1 + 1e-9))  # at the limit too
+        if not metrics["int8_shipped"]:
+            (folder / FILES["int8"]).unlink()
+    return metrics

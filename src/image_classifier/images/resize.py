@@ -1,0 +1,38 @@
+"""From an RGB image of any size to the square that a network takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Any image file to RGB of size x size, bilinear with antialias, by torch's uint8 kernel.
+
+    That kernel is what Hugging Face's processors use; it is within one level of 255 of Pillow's.
+    """
+
+    size: int  # pixels
+    mode: str  # "stretch", or "crop": the shorter side to size, then the middle
+    background: str = "white"  # what shows where an image is transparent
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return uint8 [size, size, 3]: height, width, RGB."""
+        return self.many([image])[0]
+
+    def many(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures of one size, in one pass: uint8 [N, size, size, 3]."""
+        width, height = images[0].size
+        pixels = torch.frombuffer(bytearray().join(image.tobytes() for image in images), dtype=torch.uint8)
+        pixels = pixels.view(len(images), height, width, 3).permute(0, 3, 1, 2)
+        sides = (height, width) if self.mode == "crop" else (1, 1)
+        pixels = F.interpolate(
+            pixels, [self.size * side // min(sides) for side in sides], mode="bilinear", antialias=True
+        )
+        top, left = (pixels.shape[2] - self.size) // 2, (pixels.shape[3] - self.size) // 2
+        middle = pixels[:, :, top : top + self.size, left : left + self.size]
+        return middle.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,44 @@
+"""What a network says of images."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from image_classifier.core.errors import UserError
+from image_classifier.model.normalize import Normalize
+from image_classifier.model.numerics import Compute
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels int64 [N])
+
+
+def with_progress(batches: Batches, count: int, title: str, shown: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches, of `count` pictures in all, with a progress bar on a terminal if it is to be shown."""
+    with tqdm(total=count, desc=title, unit=" images", leave=False, disable=None if shown else True) as bar:
+        for images, labels in batches:
+            yield images, labels
+            bar.update(len(labels))
+
+
+@torch.inference_mode()
+def predict(
+    network: PreTrainedModel, normalize: Normalize, batches: Batches, precision: Compute
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classify every picture: labels int64 [N] and probabilities float32 [N, classes].
+
+    Raises UserError: an output is no number.
+    """
+    network.eval()
+    all_labels, all_probabilities = [], []
+    for images, labels in batches:
+        with precision.autocast():
+            logits = network(pixel_values=normalize(images.to(precision.device))).logits
+        all_probabilities.append(logits.float().softmax(dim=1).cpu())
+        all_labels.append(labels)
+    labels, probabilities = torch.cat(all_labels), torch.cat(all_probabilities)
+    if not probabilities.isfinite().all():
+        raise UserError("the network's outputs are no numbers: train again with a lower training.learning_rate")
+    return labels.numpy(), probabilities.numpy()

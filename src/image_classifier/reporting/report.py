@@ -1,0 +1,109 @@
+"""The report of a whole run: from its metrics, its params and the index of its training data."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from image_classifier.core import files, tables
+from image_classifier.core.config import Config
+from image_classifier.core.markdown import render, to_markdown
+
+TEMPLATE = Path(__file__).with_name("report.md")
+SCORES = ["loss", "accuracy", "precision", "recall", "f1_score"]
+CONFUSED = 10  # pairs of classes that are listed
+# Keys of a recipe that say where and how it runs, or where its inputs lie, not what it does.
+NO_PART = {
+    "data": {"source", "revision", "on_duplicate"},
+    "model": {"name", "revision"},
+    "training": {"precision", "use_compile", "augmentation"},
+}
+
+
+def write_report(path: Path, config: Config, metrics: Path, index: Path, weights: str, recipes: Path) -> None:
+    """Write report.md for the model whose weights have the SHA-256 `weights`.
+
+    `metrics` is the folder with those of all stages, `index` that of the training shards. The figures stand beside
+    those that one of the `recipes` says were published for it, where the params are that recipe's.
+
+    Raises UserError: an input is missing or damaged.
+    """
+    train = files.read_json(index, "run `dvc repro prepare`")
+    best, test, exported = (
+        files.read_json(metrics / stage / "metrics.json", f"run `dvc repro {stage}`")
+        for stage in ("train", "evaluate", "export")
+    )
+    published = published_figures(config, recipes)
+    facts = {
+        **config.model_dump(),
+        "best": best,
+        "classes": to_markdown(tables.read_classes(metrics / "evaluate/per_class.csv"), worst="f1_score"),
+        "confused": _confused(tables.read_predictions(metrics / "evaluate/predictions.csv")),
+        "epochs": to_markdown(epochs(metrics / "train")),
+        "exported": exported,
+        "images": train["count"],
+        "intervals": to_markdown(tables.intervals(test)),
+        "parity": to_markdown(_parity(exported)),
+        "params": config.as_yaml(),
+        "published": published.get("note", ""),
+        "sha256": weights,
+        "shared": len(train["findings"]["duplicates"]) if config.data.on_duplicate == "count" else 0,
+        "splits": to_markdown(_splits(best, test, published)),
+        "test": test,
+    }
+    with files.atomic(path) as unfinished:
+        unfinished.write_text(render(TEMPLATE, facts), encoding="utf-8")
+
+
+def epochs(train: Path) -> pd.DataFrame:
+    """One row an epoch, from 1: the scores of train and val in DVCLive's folder."""
+    series = tables.read_series(train)[[f"{split}_{name}" for split in ("train", "val") for name in SCORES]]
+    return series.set_axis(series.index + 1).rename_axis("epoch")
+
+
+def published_figures(config: Config, recipes: Path) -> dict[str, Any]:
+    """The `published` block of the recipe that these params are, wherever its images and weights lie; {} if none."""
+    for path in sorted(recipes.glob("*.yaml")):
+        recipe = YAML(typ="safe", pure=True).load(path)
+        published = recipe.pop("published", None)
+        if published and _follows(config, recipe):
+            return published
+    return {}
+
+
+def _follows(config: Config, recipe: dict[str, dict[str, Any]]) -> bool:
+    """Whether the params are those of a recipe, and its dataset and its model have the same names."""
+    params = config.model_dump()
+    for section, no_part in NO_PART.items():
+        if any(params[section][key] != value for key, value in recipe[section].items() if key not in no_part):
+            return False
+    names = (("data", "source"), ("model", "name"))
+    return all(Path(params[section][key]).name == Path(recipe[section][key]).name for section, key in names)
+
+
+def _confused(predictions: pd.DataFrame) -> str:
+    """The pairs of classes that are mistaken for each other most often, as Markdown; empty if there is none."""
+    wrong = predictions[predictions["actual"] != predictions["predicted"]]
+    pairs = wrong.value_counts(["actual", "predicted"]).reset_index()
+    pairs = pairs.sort_values(["count", "actual", "predicted"], ascending=[False, True, True])
+    return "" if wrong.empty else to_markdown(pairs[:CONFUSED].set_index("actual"))
+
+
+def _splits(best: dict[str, float], test: dict[str, float], published: dict[str, Any]) -> pd.DataFrame:
+    """One row a score: train, val, test, how far train and test are apart, and what was published."""
+    columns = {split: {name: best[f"{split}_{name}"] for name in SCORES} for split in ("train", "val")}
+    table = pd.DataFrame(columns | {"test": {name: test[name] for name in SCORES}}, dtype=float)
+    table["train - test"] = table["train"] - table["test"]
+    if published:
+        table["test, published"] = pd.Series({name: published[name] for name in SCORES if name in published})
+    return table
+
+
+def _parity(exported: dict[str, float]) -> pd.DataFrame:
+    """One row a format: `exported` names its figures FORMAT_NAME."""
+    table: dict[str, dict[str, str]] = {"onnx": {}, "hf": {}, "int8": {}}
+    for name, value in exported.items():
+        form, figure = name.split("_", 1)
+        table[form][figure] = f"{value:,}" if figure == "bytes" else f"{value:,.4g}"
+    return pd.DataFrame({form: figures for form, figures in table.items() if figures}).T

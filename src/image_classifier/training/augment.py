@@ -1,0 +1,40 @@
+"""Random changes of training images, and their size on the device."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from image_classifier.core.config import Augmentation
+
+
+def augmentation(settings: Augmentation, size: int) -> nn.Module | None:
+    """Random changes of one uint8 [3, size, size] picture; None if none is asked for.
+
+    They draw from torch's global generator, which the trainer seeds before every step.
+    """
+    steps: list[nn.Module] = []
+    if settings.crop_padding:
+        steps.append(v2.RandomCrop(size, padding=round(settings.crop_padding * size), padding_mode="reflect"))
+    if settings.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if settings.rotation:
+        steps.append(v2.RandomRotation(settings.rotation, interpolation=v2.InterpolationMode.BILINEAR))
+    if settings.color_jitter:
+        steps.append(v2.ColorJitter(*[settings.color_jitter] * 3))
+    if settings.trivial_augment:
+        steps.append(v2.TrivialAugmentWide())
+    return v2.Compose(steps) if steps else None
+
+
+def augment(images: Tensor, change: nn.Module) -> Tensor:
+    """Apply `change` to each picture of a uint8 [N, H, W, 3] batch by itself, on the batch's device."""
+    pictures = images.permute(0, 3, 1, 2)
+    return torch.stack([change(picture) for picture in pictures]).permute(0, 2, 3, 1)
+
+
+def rescale(images: Tensor, size: int) -> Tensor:
+    """Resize a float [N, 3, H, W] batch to size x size on its device; itself if it has that size."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)

@@ -1,0 +1,85 @@
+"""Training state outside DVC's outs, so that a killed run goes on from its last finished epoch.
+
+DVC deletes a stage's outs before it runs the stage, so the state lives in `.resume/<fingerprint>`
+of the real repository. Any other input has another fingerprint and starts afresh.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from image_classifier.core import files, provenance, runtime
+from image_classifier.core.config import Config
+from image_classifier.core.errors import UserError, first_line
+from image_classifier.images.shards import ShardReader
+from image_classifier.model.numerics import Compute
+from image_classifier.training.distributed import Group
+from image_classifier.training.trainer import Trainer
+
+# What does not decide the model, or, like the number of processes, is checked when a training goes on.
+NO_PART: dict[str, Any] = {"evaluation": True, "export": True, "mlflow": True, "training": {"num_processes"}}
+
+
+def fingerprint(config: Config, compute: Compute, *data: ShardReader) -> str:
+    """A hash of all that decides the trained model: params, code, versions, and `data`, the splits."""
+    facts = {
+        "params": config.model_dump(mode="json", exclude=NO_PART),
+        "data": [split.sha256 for split in data],
+        "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
+        "precision": f"{compute.name} on {compute.device}",
+        "threads": config.num_threads or runtime.cpus(),
+        "processor": provenance.processor(),
+    }
+    return provenance.fingerprint("train", facts, ["torch", "torchvision", "transformers", "numpy"])
+
+
+class State:
+    """The state of one training; whoever works on it holds `lock`, and removes `folder` when the run is complete."""
+
+    def __init__(self, key: str):
+        self.folder = files.repository().resolve() / ".resume" / key
+        self.lock = files.lock(self.folder / "lock")
+
+    def save(self, epoch: int, state: dict[str, Any]) -> None:
+        """Keep tensors and plain values, replacing what was kept before; the file's name holds its checksum."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+        path = self.folder / f"epoch-{epoch:05d}-{digest}.pt"
+        with files.atomic(path) as unfinished:
+            unfinished.write_bytes(buffer.getbuffer())
+        for older in set(self._kept()) - {path}:
+            older.unlink()
+
+    def restore(self, trainer: Trainer) -> None:
+        """Let a trainer go on from what `save` kept last, and say so; leave it as it is if there is nothing whole."""
+        if kept := self.load(trainer.group):
+            trainer.load_state_dict(kept)
+            print(f"train: resuming after epoch {len(trainer.history)}, kept in {self.folder}")
+
+    def load(self, group: Group) -> dict[str, Any] | None:
+        """What `save` kept last, read by the first process for all; None if there is nothing that is whole."""
+        content = group.send(self._read() if group.first else b"")
+        if not content:
+            return None
+        try:
+            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        except Exception as error:  # torch refuses pickles, and whatever is no archive of tensors
+            raise UserError(f"{self.folder} holds no state of a training ({first_line(error)}): remove it") from None
+
+    def _read(self) -> bytes:
+        """The last state; nothing if there is none, or if it is damaged, which is said."""
+        if not (kept := self._kept()):
+            return b""
+        content = kept[-1].read_bytes()
+        if hashlib.sha256(content).hexdigest() != kept[-1].stem.rpartition("-")[2]:
+            print(f"warning: {kept[-1]} is damaged, its checksum is not that of its name: starting afresh")
+            kept[-1].unlink()
+            return b""
+        return content
+
+    def _kept(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch-*.pt"))

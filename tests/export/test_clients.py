@@ -1,0 +1,50 @@
+"""The exported model in programs that no one here wrote."""
+
+import re
+import sys
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.clients import answers
+from image_classifier.export import formats
+from image_classifier.images.shards import ShardReader
+from tests.helpers.project import ROOT, command
+
+
+@pytest.fixture
+def pictures(trained) -> np.ndarray:
+    """Test pictures, uint8 [20, 64, 64, 3]."""
+    return ShardReader(trained / "data/shards/test").gather(np.arange(20)).numpy()
+
+
+@pytest.fixture
+def ours(trained, pictures) -> np.ndarray:
+    """Their probabilities, float32 [20, 10]."""
+    return formats.session(trained / "models/export/model.onnx").run(None, {"image": pictures})[0]
+
+
+def test_the_readmes_lines_need_neither_this_project_nor_torch(trained, tmp_path, pictures, ours):
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)]
+    (tmp_path / "models").symlink_to(trained / "models")
+    Image.fromarray(pictures[0]).save(tmp_path / "picture.png")
+    absent = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'transformers', 'image_classifier']))\n"
+    )
+    name, probability = command(tmp_path, sys.executable, "-c", absent + lines).stdout.split()
+    assert name == str(ours[0].argmax()) and float(probability) == pytest.approx(ours[0].max(), abs=1e-6)
+
+
+def test_mlflow_loads_the_model_by_its_alias(trained, pictures, ours):
+    mlflow.set_tracking_uri(f"sqlite:///{trained / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model("models:/image-classifier@champion")
+    np.testing.assert_allclose(model.predict({"image": pictures})["probabilities"], ours, rtol=1e-5)
+
+
+@pytest.mark.full
+def test_mlflow_serves_the_model_over_http(trained, pictures, ours, monkeypatch):
+    monkeypatch.chdir(trained)
+    (found,) = answers([pictures[:2]], f"sqlite:///{trained / 'mlflow.db'}")
+    np.testing.assert_allclose(found, ours[:2], rtol=1e-4)
