@@ -43,7 +43,7 @@ setup: .venv/installed ## Build .venv from requirements.txt; make a git reposito
 .PHONY: repro
 repro: setup ## Run the pipeline: prepare, train, evaluate, export, report
 	dvc repro
-	dvc metrics show
+	@image-classifier summary
 
 .PHONY: recipe
 recipe: setup ## Write a recipe into params.yaml: make recipe NAME=cifar10

@@ -3,7 +3,7 @@
     python -m benchmarks.clients --record clients-digits    # after `dvc repro`, in the workspace with its MLflow store
 
 The README's ten lines run in an environment of their own, with numpy, onnxruntime and Pillow alone; MLflow's server
-answers over HTTP on 127.0.0.1. Each client gets the first test pictures.
+answers over HTTP on 127.0.0.1. Each client gets the first test images.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks import pairs
 
-COUNT = 64  # test pictures
+COUNT = 64  # test images
 MODEL, EXPORT = "models:/image-classifier@champion", Path("models/export")
 STORE = f"sqlite:///{pairs.ROOT / 'mlflow.db'}"
 

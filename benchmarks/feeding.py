@@ -1,8 +1,8 @@
-"""Pictures to a normalized batch: our shards against the per-picture PIL transform in a DataLoader.
+"""Images to a normalized batch: our shards against the per-image PIL transform in a DataLoader.
 
     python -m benchmarks.feeding
 
-Both give batches of 128 of 4,096 pictures at 160 px, float32, with ImageNet's mean and deviation, on
+Both give batches of 128 of 4,096 images at 160 px, float32, with ImageNet's mean and deviation, on
 all cores (the DataLoader has one worker for each). The shards hold them decoded and resized, which
 is what they are for; PIL decodes and resizes PNG files of 32 x 32, held in memory, in every pass.
 The second pass is counted.

@@ -18,7 +18,7 @@ from benchmarks import pairs
 
 REPEATS, EPOCHS = 5, 20
 BATCH_SIZE, STEPS = 128, 5
-SMALL, LARGE = 2, 16  # shards of 1,024 pictures at 160 px, 79 MB each
+SMALL, LARGE = 2, 16  # shards of 1,024 images at 160 px, 79 MB each
 
 
 def main() -> None:

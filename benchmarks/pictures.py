@@ -1,4 +1,4 @@
-"""Pictures to measure with: made here, like CIFAR-10's files in size and format, or of a folder of its own."""
+"""Images to measure with: made here, like CIFAR-10's files in size and format, or of a folder of its own."""
 
 import io
 from pathlib import Path
@@ -24,7 +24,7 @@ def pictures(count: int) -> list[bytes]:
 
 
 def write_made_shards(folder: Path, count: int, size: int) -> None:
-    """Write `count` such pictures as shards, their classes in turn."""
+    """Write `count` such images as shards, their classes in turn."""
     from image_classifier.images.resize import Resize
     from image_classifier.images.shards import ShardWriter
     from image_classifier.preparation import decode

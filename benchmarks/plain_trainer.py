@@ -2,9 +2,9 @@
 
     python -m benchmarks.plain_trainer PARQUET_FOLDER    # with train.parquet and test.parquet
 
-The same network from scratch on all training pictures at 160 px, with the Trainer's default settings (three epochs
+The same network from scratch on all training images at 160 px, with the Trainer's default settings (three epochs
 planned, batch 8, AdamW 5e-5 in a linear decay, fp32) and torchvision's resize, stopped when its time is up; then it
-classifies the test pictures. No setting was chosen for it.
+classifies the test images. No setting was chosen for it.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m benchmarks.preparing
 
-Both decode the same 4,096 PNG pictures of 32 x 32 and resize them to 160 px into one array, on all
+Both decode the same 4,096 PNG images of 32 x 32 and resize them to 160 px into one array, on all
 cores. "prepare, written" is the whole of `preparation.write`: also hashing the pixels, screening
 duplicates and writing shards with their checksums.
 """
@@ -41,7 +41,7 @@ def threads() -> float:
             made[start + number] = found.pixels
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(make, range(0, 256, TASK_SIZE)))  # the first pictures also load the decoder
+        list(pool.map(make, range(0, 256, TASK_SIZE)))  # the first images also load the decoder
         start = time.perf_counter()
         list(pool.map(make, range(0, COUNT, TASK_SIZE)))
     return COUNT / (time.perf_counter() - start)

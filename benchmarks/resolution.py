@@ -1,10 +1,10 @@
-"""What a resolution schedule buys: two schedules, the same minutes, three seeds, on CIFAR-10 pictures.
+"""What a resolution schedule buys: two schedules, the same minutes, three seeds, on CIFAR-10 images.
 
     python -m benchmarks.resolution PARQUET_FOLDER    # with train.parquet and test.parquet
 
-Each run trains a MobileViT-Small from scratch on 10,000 pictures for five minutes of wall time by
+Each run trains a MobileViT-Small from scratch on 10,000 images for five minutes of wall time by
 the loop of the train stage; the learning rate and the size follow the share of the time that has
-passed. In the end batch norm's statistics are recomputed and 5,000 pictures of the test file are
+passed. In the end batch norm's statistics are recomputed and 5,000 images of the test file are
 classified at 160 px. Nothing else may run beside it.
 """
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
-    """Train for `SECONDS`, then classify the test pictures."""
+    """Train for `SECONDS`, then classify the test images."""
     from image_classifier.core import config, runtime
     from image_classifier.images.shards import ShardReader
     from image_classifier.model import numerics

@@ -1,8 +1,8 @@
-"""Many pictures: does the rate, or the memory, of prepare and of train's reader change as they come in?
+"""Many images: does the rate, or the memory, of prepare and of train's reader change as they come in?
 
     python -m benchmarks.scale
 
-200,000 generated pictures of 32 x 32, as PNG in one parquet file, go through what the prepare stage does and then, in
+200,000 generated images of 32 x 32, as PNG in one parquet file, go through what the prepare stage does and then, in
 another process, through one shuffled epoch of what the train stage reads. Every tenth is measured by itself.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
             output = subprocess.run(words, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
             measured[way] = json.loads(output.splitlines()[-1])
         size = sum(path.stat().st_size for path in Path(folder, "shards").iterdir())
-    lines = [f"### {COUNT:,} pictures of {SIZE} px", ""]
+    lines = [f"### {COUNT:,} images of {SIZE} px", ""]
     lines += [f"`python -m benchmarks.scale`, {pairs.environment(['torch', 'datasets'])}", ""]
     lines += ["| of the pictures | prepare, images/s | its memory, MiB | reading, images/s | its memory, MiB |"]
     lines += ["|---|---|---|---|---|"]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def generate(folder: Path) -> None:
-    """Write a parquet file of noise with a color to each class, in row groups, with no two pictures the same."""
+    """Write a parquet file of noise with a color to each class, in row groups, with no two images the same."""
     import datasets
     import numpy as np
     from PIL import Image
@@ -90,14 +90,14 @@ def generate(folder: Path) -> None:
 
 
 class Parts:
-    """Rate and memory of every tenth of the pictures, as they are counted."""
+    """Rate and memory of every tenth of the images, as they are counted."""
 
     def __init__(self, count: int):
         self.count, self.seen, self.start = count, 0, time.perf_counter()
         self.measured: list[dict[str, float]] = []
 
     def add(self, pictures: int) -> None:
-        """Count pictures."""
+        """Count images."""
         self.seen += pictures
         while self.seen >= self.count * (len(self.measured) + 1) / PARTS and len(self.measured) < PARTS:
             now, status = time.perf_counter(), Path("/proc/self/status").read_text()

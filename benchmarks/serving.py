@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving
 
-Pictures are those of the test split, decoded and at their size, so that the network is what is timed. Latency is that
-of one picture at a time, throughput the best of a few batch sizes. The figures also go to the model's MLflow run.
+Images are those of the test split, decoded and at their size, so that the network is what is timed. Latency is that
+of one image at a time, throughput the best of a few batch sizes. The figures also go to the model's MLflow run.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What single settings give: the same short training on CIFAR-10 pictures, one setting changed at a time.
+"""What single settings give: the same short training on CIFAR-10 images, one setting changed at a time.
 
     python -m benchmarks.settings PARQUET_FOLDER    # with train.parquet and test.parquet
 
-Each run is the train stage's loop from scratch on 10,000 pictures, 4 epochs at 32, 32, 32 and 64 px, and 5,000 held-out
-pictures are classified at 64 px. One seed: differences below five points may be chance.
+Each run is the train stage's loop from scratch on 10,000 images, 4 epochs at 32, 32, 32 and 64 px, and 5,000 held-out
+images are classified at 64 px. One seed: differences below five points may be chance.
 """
 
 import argparse

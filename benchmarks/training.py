@@ -3,7 +3,7 @@
     python -m benchmarks.training
 
 The Trainer runs on a plain torchvision transform, with its defaults; the same model from the same
-seed, the same pictures. The first step is not counted. `benchmarks.precisions` holds number formats
+seed, the same images. The first step is not counted. `benchmarks.precisions` holds number formats
 against each other.
 """
 

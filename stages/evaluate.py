@@ -5,7 +5,7 @@ from pathlib import Path
 
 from image_classifier.core import config, files, runtime
 from image_classifier.core.entry import exit_with, took
-from image_classifier.evaluation.tables import write_evaluation
+from image_classifier.evaluation.tables import HEADLINE, write_evaluation
 from image_classifier.images.shards import ShardReader
 from image_classifier.model import checkpoint, numerics
 from image_classifier.model.batches import batches
@@ -31,11 +31,11 @@ def main() -> None:
     shown = with_progress(batches(test, params.evaluation.batch_size), len(test), "evaluate")
     labels, probabilities = predict(network, normalize, shown, compute)
     with files.atomic(METRICS) as folder:
-        values = write_evaluation(folder, labels, probabilities, test)
-    published = {f"test_{name}": value for name, value in values.items()}
+        scores = write_evaluation(folder, labels, probabilities, test)
+    published = {f"test_{name}": scores.at[name, "value"] for name in HEADLINE}
     add_to_model_run(params.mlflow, files.sha256(CHECKPOINT / "model.safetensors"), published, [METRICS])
-    interval = f"{values['accuracy_low']:.4f} to {values['accuracy_high']:.4f}"
-    print(f"evaluate: {METRICS}: accuracy {values['accuracy']:.4f} ({interval}) on {len(test)} images; {took()}")
+    accuracy, low, high = scores.loc["accuracy"]
+    print(f"evaluate: {METRICS}: accuracy {accuracy:.4f} ({low:.4f} to {high:.4f}) on {len(test)} images; {took()}")
 
 
 if __name__ == "__main__":

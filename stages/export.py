@@ -16,9 +16,8 @@ from image_classifier.model.batches import batches
 from image_classifier.model.inference import Batches, predict, with_progress
 from image_classifier.tracking.model_run import add_to_model_run
 
-CHECKPOINT, EXPORT = Path("models/checkpoint"), Path("models/export")
+CHECKPOINT, EXPORT, INDEX = Path("models/checkpoint"), Path("models/export"), Path("data/shards/train/index.json")
 EVALUATED, METRICS = Path("metrics/evaluate"), Path("metrics/export")
-INDEX = Path("data/shards/train/index.json")
 
 
 @files.lock(".resume/export.lock")  # a killed DVC leaves its stage running
@@ -45,14 +44,16 @@ def main() -> None:
             onnx, int8 = (folder / formats.FILES[form] for form in ("onnx", "int8"))
             to_int8(onnx, int8, params.export.int8_operators, ShardReader("data/shards/val"))
         found = formats.run_formats(folder, shown, params.num_threads)
-        values = parity.gate(folder, labels, expected, found, params.export)
+        table = parity.gate(folder, labels, expected, found, params.export)
         write_card(folder / "hf/README.md", params, weights, EVALUATED, INDEX)
         for sealed in (folder / "hf", folder):
             files.seal(sealed)
-    files.write_json(METRICS / "metrics.json", values)
-    add_to_model_run(params.mlflow, weights, values, [METRICS])
+    with files.atomic(METRICS) as folder:
+        files.write_json(folder / "metrics.json", parity.headline(table))
+        table.to_csv(folder / "parity.csv")
+    add_to_model_run(params.mlflow, weights, parity.headline(table), [METRICS])
     add_model(params.mlflow, weights, EXPORT / formats.FILES["onnx"])
-    print(f"export: {EXPORT}: {parity.in_words(values, len(test))}; {took()}")
+    print(f"export: {EXPORT}: {parity.in_words(table, len(test))}; {took()}")
 
 
 if __name__ == "__main__":

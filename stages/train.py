@@ -46,7 +46,7 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
             with clock(SAVING):
                 state.save(number, trainer.state_dict())
             log.log_epoch(number - 1, values)
-            print(f"train: epoch {number}/{params.training.num_epochs}: {in_words(values)}", flush=True)
+            print(f"train: epoch {number}/{params.training.num_epochs} {in_words(values)}", flush=True)
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
             checkpoint.save(folder, network, normalize, train.resize)
         best = trainer.best["metrics"]

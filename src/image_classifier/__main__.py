@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="say whether one model is better than another on the same images")
     compare.add_argument("a", metavar="A", help="an experiment, a revision, or workspace")
     compare.add_argument("b", metavar="B", help="another one")
+    commands.add_parser("summary", help="say what the last run gave, and what to type next")
     commands.add_parser("doctor", help="check that everything is fit to run, and say what to do if not")
     recipe = commands.add_parser("recipe", help="write a recipe into params.yaml")
     recipe.add_argument("name", metavar="NAME", help="a file in recipes/, without .yaml")

@@ -10,7 +10,7 @@ from tests.helpers.project import command
 PREDICTIONS = "metrics/evaluate/predictions.csv"
 
 
-def test_a_gain_is_counted_picture_by_picture(project, change, capsys):
+def test_a_gain_is_counted_image_by_image(project, change, capsys):
     before = pd.read_csv(PREDICTIONS, dtype=str)
     wrong = before.index[before["actual"] != before["predicted"]]
     after = before.copy()
@@ -23,7 +23,7 @@ def test_a_gain_is_counted_picture_by_picture(project, change, capsys):
     text = capsys.readouterr().out
     assert "12 that workspace alone gets right, 2 that HEAD alone does" in text
     assert f"{10 / 360:+.4f}" in text
-    assert "p = 0.013: a real difference" in text  # 2 * (1 + 14 + 91) / 2 ** 14
+    assert "p = 0.013: significant at the 5% level" in text  # 2 * (1 + 14 + 91) / 2 ** 14
     assert "param       training.learning_rate: 0.01 -> 0.02" in text
     assert len(text.splitlines()) <= 16
 
@@ -34,7 +34,7 @@ def test_a_model_is_no_better_than_itself(project, capsys):
     assert "p = 1: no difference" in text and "recall" not in text and "param" not in text
 
 
-def test_other_test_pictures_are_refused(project):
+def test_other_test_images_are_refused(project):
     rows = pd.read_csv(PREDICTIONS, dtype=str)
     rows[:100].to_csv(PREDICTIONS, index=False)
     with pytest.raises(UserError, match="HEAD was tested on 360 pictures and workspace on 100, 100 of them the same"):

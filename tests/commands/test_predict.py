@@ -85,7 +85,7 @@ def test_a_threshold_leaves_out_what_is_less_probable(pictures, tmp_path):
     assert list(none.columns) == ["path", "class", "confidence"] and len(none) == 3 and none["class"].isna().all()
 
 
-def test_odd_pictures_are_classified_or_told_in_one_line(pictures, capsys):
+def test_odd_images_are_classified_or_told_in_one_line(pictures, capsys):
     Image.new("L", (1, 1)).save(pictures / "pixel.png")
     Image.new("L", (10_000, 10_000)).save(pictures / "large.png")  # 100 megapixels
     Image.new("L", (20_000, 20_000)).save(pictures / "bomb.png")

@@ -30,15 +30,16 @@ def test_a_probability_of_zero_gives_a_finite_loss():
     assert np.isfinite(classification(np.array([2]), np.array([[1.0, 0.0, 0.0]]))["loss"])
 
 
-def test_intervals_hold_the_value_and_shrink_with_the_pictures():
+def test_intervals_hold_the_value_and_shrink_with_the_images():
     small = confidence_intervals(LABELS, PROBABILITIES)
     many = confidence_intervals(np.tile(LABELS, 100), np.tile(PROBABILITIES, (100, 1)))
     values = classification(LABELS, PROBABILITIES)
     for name, value in values.items():
         for found in (small, many):
-            assert found[f"{name}_low"] <= value <= found[f"{name}_high"], name
-        assert many[f"{name}_high"] - many[f"{name}_low"] < small[f"{name}_high"] - small[f"{name}_low"], name
-    assert small == confidence_intervals(LABELS, PROBABILITIES)  # the same samples every time
+            assert found.at[name, "low"] <= value <= found.at[name, "high"], name
+        widths = [found.at[name, "high"] - found.at[name, "low"] for found in (many, small)]
+        assert widths[0] < widths[1], name
+    assert small.equals(confidence_intervals(LABELS, PROBABILITIES))  # the same samples every time
 
 
 def test_the_averages_of_samples_are_those_of_scikit_learn():
@@ -51,16 +52,16 @@ def test_the_averages_of_samples_are_those_of_scikit_learn():
         assert found.loc[row].to_dict() == pytest.approx(averages(labels[kept], predicted[kept]))
 
 
-def test_a_single_picture_of_two_classes_has_intervals_too():
+def test_a_single_image_of_two_classes_has_intervals_too():
     found = confidence_intervals(np.array([1]), np.array([[0.2, 0.8]]))
-    assert found["accuracy_low"] < 0.3 and found["accuracy_high"] == pytest.approx(1)
-    assert all(np.isfinite(value) for value in found.values())
+    assert found.at["accuracy", "low"] < 0.3 and found.at["accuracy", "high"] == pytest.approx(1)
+    assert np.isfinite(found.to_numpy()).all()
 
 
 def test_wilsons_interval_is_the_one_in_the_books():
     labels, right = np.zeros(10, int), np.arange(10) < 8
     found = confidence_intervals(labels, np.stack([np.where(right, 0.9, 0.1), np.where(right, 0.1, 0.9)], axis=1))
-    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert (found.at["accuracy", "low"], found.at["accuracy", "high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 
 
 def test_the_bootstrap_agrees_with_theory_on_weighted_recall():
@@ -69,11 +70,11 @@ def test_the_bootstrap_agrees_with_theory_on_weighted_recall():
     predicted = np.where(right, labels, (labels + 1) % 4)
     found = confidence_intervals(labels, np.eye(4)[predicted] * 0.9 + 0.025)
     low, high = binom.ppf([0.025, 0.975], 400, 0.8) / 400
-    assert (found["recall_low"], found["recall_high"]) == pytest.approx((low, high), abs=0.006)
+    assert (found.at["recall", "low"], found.at["recall", "high"]) == pytest.approx((low, high), abs=0.006)
 
 
-def test_an_interval_holds_its_value_where_classes_have_few_pictures():
-    """A bootstrap sample lacks a third of the pictures: of two of a class often both, and the scores fall."""
+def test_an_interval_holds_its_value_where_classes_have_few_images():
+    """A bootstrap sample lacks a third of the images: of two of a class often both, and the scores fall."""
     random, classes = np.random.default_rng(0), 100
     labels = np.repeat(np.arange(classes), 2)
     predicted = np.where(random.random(len(labels)) < 0.8, labels, random.integers(0, classes, len(labels)))
@@ -81,9 +82,9 @@ def test_an_interval_holds_its_value_where_classes_have_few_pictures():
     probabilities[np.arange(len(labels)), predicted] = 1 - 0.001 * (classes - 1)
     values, found = classification(labels, probabilities), confidence_intervals(labels, probabilities)
     for name in ("precision", "macro_precision", "macro_recall", "macro_f1_score", "loss"):
-        assert found[f"{name}_low"] < values[name] < found[f"{name}_high"], name
+        assert found.at[name, "low"] < values[name] < found.at[name, "high"], name
     for name in ("calibration_error", "top_2_accuracy", "top_5_accuracy"):
-        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"], name
+        assert found.at[name, "low"] < found.at[name, "value"] < found.at[name, "high"], name
 
 
 def test_calibration_error_and_top_k_worked_out_by_hand():
@@ -91,6 +92,6 @@ def test_calibration_error_and_top_k_worked_out_by_hand():
     probabilities = np.array([[0.95, 0.03, 0.02], [0.02, 0.95, 0.03], [0.55, 0.05, 0.4]])
     found = confidence_intervals(labels, probabilities)
     # Two of confidence 0.95, half of them right; one of 0.55, right.
-    assert found["calibration_error"] == pytest.approx(2 / 3 * 0.45 + 1 / 3 * 0.45)
-    assert found["top_2_accuracy"] == pytest.approx(2 / 3) and "top_5_accuracy" not in found
+    assert found.at["calibration_error", "value"] == pytest.approx(2 / 3 * 0.45 + 1 / 3 * 0.45)
+    assert found.at["top_2_accuracy", "value"] == pytest.approx(2 / 3) and "top_5_accuracy" not in found.index
     assert list(calibration(labels, probabilities)["count"]) == [1, 2]

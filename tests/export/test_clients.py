@@ -16,7 +16,7 @@ from tests.helpers.project import ROOT, command
 
 @pytest.fixture
 def pictures(trained) -> np.ndarray:
-    """Test pictures, uint8 [20, 64, 64, 3]."""
+    """Test images, uint8 [20, 64, 64, 3]."""
     return ShardReader(trained / "data/shards/test").gather(np.arange(20)).numpy()
 
 
@@ -29,7 +29,7 @@ def ours(trained, pictures) -> np.ndarray:
 def test_the_readmes_lines_need_neither_this_project_nor_torch(trained, tmp_path, pictures, ours):
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)]
     (tmp_path / "models").symlink_to(trained / "models")
-    Image.fromarray(pictures[0]).save(tmp_path / "picture.png")
+    Image.fromarray(pictures[0]).save(tmp_path / "image.png")
     absent = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'transformers', 'image_classifier']))\n"
     )

@@ -88,7 +88,7 @@ def test_no_augmentation_is_none():
     ],
     ids=str,
 )
-def test_augmentation_follows_from_the_seed_and_differs_by_picture(changes):
+def test_augmentation_follows_from_the_seed_and_differs_by_image(changes):
     pictures = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(32, -1, -1, -1)
     results = []
     for seed in (1, 1, 2):
@@ -100,7 +100,7 @@ def test_augmentation_follows_from_the_seed_and_differs_by_picture(changes):
     assert len({picture.numpy().tobytes() for picture in first}) > 1
 
 
-def test_flips_are_flips_of_half_of_the_pictures():
+def test_flips_are_flips_of_half_of_the_images():
     pictures = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(64, -1, -1, -1)
     torch.manual_seed(0)
     flipped = augment(pictures, build(horizontal_flip=True))

@@ -50,7 +50,7 @@ def test_equal_inputs_give_equal_bytes(folder, tmp_path):
         assert files.sha256(path) == files.sha256(again / path.name)
 
 
-def test_batches_see_every_picture_once_and_are_even(folder):
+def test_batches_see_every_image_once_and_are_even(folder):
     reader = ShardReader(folder)
     order = shuffled(20, seed=0, epoch=1)
     sizes, seen = [], []

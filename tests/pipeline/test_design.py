@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from image_classifier.core import config, provenance
-from image_classifier.core.config import Config, Section
+from image_classifier.commands import summary
+from image_classifier.core import config, provenance, tables
+from image_classifier.core.config import Section
 from image_classifier.core.errors import UserError
+from image_classifier.training import trainer
 from tests.helpers.project import ROOT, command
 
 PIPELINE = YAML(typ="safe").load(ROOT / "dvc.yaml")
@@ -231,30 +233,60 @@ def test_the_supported_pythons_are_the_same_everywhere():
     assert "Python 3.11 to 3.14" in (ROOT / "README.md").read_text()
 
 
-def readme_commands() -> list[str]:
-    blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+def commands_of(page: str) -> list[str]:
+    """The command lines that a page shows."""
+    blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", (ROOT / page).read_text(), re.S)
     return [line.removeprefix("$ ").strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-def test_readme_commands_exist():
+def test_the_readme_is_short_and_has_the_commands_that_people_type():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+    for expected in ("make repro", "make test", "dvc exp run -S", "dvc metrics diff"):
+        assert any(line.startswith(expected) for line in commands_of("README.md")), expected
+    assert any(line.startswith("dvc plots show") for page in PAGES for line in commands_of(page))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    commands = readme_commands()
-    for expected in ("make repro", "make test", "dvc exp run -S", "dvc metrics diff", "dvc plots show"):
-        assert any(line.startswith(expected) for line in commands), expected
-    for line in commands:
+    commands = set(re.findall(r'add_parser\(\s*"([a-z]+)"', (PACKAGE / "__main__.py").read_text()))
+    for line in commands_of(page):
         words = line.split()
         if words[0] == "make":
             assert words[1] in targets, line
+        if words[0] == "image-classifier":
+            assert words[1] in commands, line
         for key in re.findall(r"-S ([a-z_.]+)=", line):
             section, name = key.split(".")
-            assert name in Config.model_fields[section].annotation.model_fields, line
+            assert name in config.Config.model_fields[section].annotation.model_fields, line
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
-def test_links_lead_somewhere(name):
-    for target in re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text()):
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
         if not target.startswith(("http://", "https://")):
-            assert (ROOT / target).exists(), f"{name} links to {target}"
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_the_readmes_output_is_that_of_the_committed_run(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text()
+    summary.main()
+    for line in capsys.readouterr().out.splitlines()[1:3]:
+        assert line in readme
+    epochs = tables.read_series(ROOT / "metrics/train")
+    for epoch in (0, len(epochs) - 1):
+        values = epochs.loc[epoch].to_dict()
+        values["image_size"] = int(values["image_size"])
+        assert f"train: epoch {epoch + 1}/{len(epochs)} {trainer.in_words(values)}" in readme
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])

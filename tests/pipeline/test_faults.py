@@ -153,7 +153,7 @@ def test_ctrl_c_and_a_kinder_kill_end_in_one_line(project, number):
 
 
 def test_prepare_goes_on_after_the_shards_already_finished(project, trained, monkeypatch):
-    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (None, 64))  # pictures a shard
+    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (None, 64))  # images a shard
     shutil.rmtree("data/shards")
     prepare.main()
     whole = {path: files.sha256(path) for path in Path("data/shards").rglob("*.*")}
@@ -177,7 +177,7 @@ def test_prepare_goes_on_after_the_shards_already_finished(project, trained, mon
 
 
 def test_prepare_of_another_input_starts_afresh(project, monkeypatch):
-    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (None, 64))  # pictures a shard
+    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (None, 64))  # images a shard
     close = ShardWriter.close
     monkeypatch.setattr(ShardWriter, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -276,11 +276,11 @@ def test_a_damaged_export_is_found_before_use(project, how):
 def test_a_damaged_resume_state_is_named_and_costs_no_byte(project, trained, monkeypatch, capsys, how):
     validate, calls = Trainer.validate, []
 
-    def dies_in_the_second_epoch(self):
+    def dies_in_the_second_epoch(self, size):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return validate(self)
+        return validate(self, size)
 
     monkeypatch.setattr(Trainer, "validate", dies_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):

@@ -94,7 +94,7 @@ def test_any_bytes_as_params(tmp_path_factory, data):
 
 @st.composite
 def pictures(draw) -> bytes:
-    """A picture file of any mode and format, then cut, flipped or left as it is."""
+    """A image file of any mode and format, then cut, flipped or left as it is."""
     image = Image.fromarray(np.zeros((draw(st.integers(1, 40)), draw(st.integers(1, 40)), 3), dtype=np.uint8))
     buffer, mode = io.BytesIO(), draw(st.sampled_from(MODES))
     try:
@@ -112,7 +112,7 @@ def pictures(draw) -> bytes:
 @tries(500)
 @given(data=pictures() | st.binary(max_size=100))
 @pytest.mark.filterwarnings("ignore")
-def test_any_bytes_as_a_picture(data):
+def test_any_bytes_as_a_image(data):
     picture = outcome(decode.decode, data)
     if isinstance(picture, UnreadableImage):
         assert len(str(picture).splitlines()) == 1

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from image_classifier.commands.predict import Predictor
 from image_classifier.commands.recipe import apply
-from image_classifier.core import config, files
+from image_classifier.core import config, files, tables
 from image_classifier.core.entry import exit_with
 from image_classifier.core.errors import UserError
 from image_classifier.evaluation.tables import write_evaluation
@@ -57,9 +57,10 @@ def test_train_learns_and_logs_every_epoch(trained):
 
 def test_metrics_json_is_the_best_epochs(trained):
     values = read(trained / "metrics/train/metrics.json")
+    assert values.keys() == {"best_epoch", "val_accuracy", "val_loss"}
+    assert series(trained, "image_size") == [32, 64, 64]
     accuracies = series(trained, "val_accuracy")
-    assert values["val_accuracy"] == max(accuracies)
-    assert accuracies[values["best_epoch"]] == max(accuracies)
+    assert values["val_accuracy"] == max(accuracies[1:]) == accuracies[values["best_epoch"]]  # at full size
 
 
 def test_checkpoint_is_a_hugging_face_folder(trained):
@@ -80,7 +81,7 @@ def test_nothing_is_left_to_resume(trained):
 def test_evaluate_writes_plain_numbers_and_every_prediction(trained):
     values = read(trained / "metrics/evaluate/metrics.json")
     assert all(isinstance(value, int | float) for value in values.values())
-    assert {"accuracy", "precision", "recall", "f1_score", "loss", "num_images"} <= values.keys()
+    assert values.keys() == {"accuracy", "precision", "recall", "f1_score", "loss", "calibration_error"}
     with open(trained / "metrics/evaluate/predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 360
@@ -92,24 +93,28 @@ def test_evaluate_agrees_with_what_training_measured_on_val(project):
     shutil.rmtree("data/shards/test")
     shutil.copytree("data/shards/val", "data/shards/test")
     evaluate.main()
-    measured, evaluated = read(project / "metrics/train/metrics.json"), read(project / "metrics/evaluate/metrics.json")
+    best, evaluated = read(project / "metrics/train/metrics.json"), read(project / "metrics/evaluate/metrics.json")
     for name in ("accuracy", "precision", "recall", "f1_score"):
-        assert evaluated[name] == pytest.approx(measured[f"val_{name}"], abs=1e-9)
-    assert evaluated["loss"] == pytest.approx(measured["val_loss"], rel=1e-4)
+        assert evaluated[name] == pytest.approx(series(project, f"val_{name}")[best["best_epoch"]], abs=1e-9)
+    assert evaluated["loss"] == pytest.approx(best["val_loss"], rel=1e-4)
 
 
 def test_export_is_the_evaluated_model(trained):
     exported, evaluated = read(trained / "metrics/export/metrics.json"), read(trained / "metrics/evaluate/metrics.json")
     assert exported["onnx_agreement"] == 1.0
-    assert exported["onnx_accuracy"] == pytest.approx(evaluated["accuracy"])
+    parity = tables.read_parity(trained / "metrics/export/parity.csv")
+    assert parity.at["onnx", "accuracy"] == pytest.approx(evaluated["accuracy"]) and list(parity.index) == [
+        "onnx",
+        "hf",
+    ]
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert files.sha256(trained / "models/checkpoint" / name) == files.sha256(trained / "models/export/hf" / name)
     checkpoint.load(trained / "models/export/hf")  # sealed, with its card
 
 
-def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_picture(trained, tmp_path):
+def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_image(trained, tmp_path):
     classify = transformers.pipeline("image-classification", model=str(trained / "models/export/hf"))
-    # The test pictures themselves, found again by the hashes of their pixels.
+    # The test images themselves, found again by the hashes of their pixels.
     with open(trained / "metrics/evaluate/predictions.csv") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     digits = sources.load(config.load().data, tmp_path)["train"]
@@ -131,17 +136,15 @@ def rows_of(text: str) -> list[list[str]]:
 def test_the_report_and_the_card_hold_the_figures_of_the_metrics_files(trained):
     text, card = (trained / "metrics/report.md").read_text(), (trained / "models/export/hf/README.md").read_text()
     best, test = read(trained / "metrics/train/metrics.json"), read(trained / "metrics/evaluate/metrics.json")
-    accuracies = (
-        best["train_accuracy"],
-        best["val_accuracy"],
-        test["accuracy"],
-        best["train_accuracy"] - test["accuracy"],
-    )
+    of_train = series(trained, "train_accuracy")[best["best_epoch"]]
+    accuracies = (of_train, best["val_accuracy"], test["accuracy"], of_train - test["accuracy"])
     rows = rows_of(text)
     assert ["accuracy", *(f"{value:.4f}" for value in accuracies)] in rows
     for epoch, loss in enumerate(series(trained, "train_loss"), 1):
-        assert [str(epoch), f"{loss:.4f}"] in [row[:2] for row in rows]
-    interval = ["accuracy", *(f"{test[name]:.4f}" for name in ("accuracy", "accuracy_low", "accuracy_high"))]
+        assert [str(epoch), f"{loss:.4f}"] in [row[:3:2] for row in rows]
+    found = tables.read_intervals(trained / "metrics/evaluate/intervals.csv").loc["accuracy"]
+    assert found["value"] == test["accuracy"]
+    interval = ["accuracy", *(f"{value:.4f}" for value in found)]
     assert interval in rows and interval in rows_of(card)
     assert f"`{files.sha256(trained / 'models/checkpoint/model.safetensors')}`" in text
     assert "learning_rate: 0.01" in text and "seed: 0" in text
@@ -173,7 +176,7 @@ def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_pat
     test.class_names = ["NA", "a|b", "$x_1$", "a very long name of a class", "<b>bold", "two\nlines", *"6789"]
     right = np.eye(10, dtype="float32")[test.labels] * 0.91 + 0.009
     values = write_evaluation(tmp_path / "right", test.labels.numpy(), right, test)
-    assert values["accuracy"] == 1 and (tmp_path / "right/mistakes.png").is_file()
+    assert values.at["accuracy", "value"] == 1 and (tmp_path / "right/mistakes.png").is_file()
     write_evaluation(tmp_path / "wrong", test.labels.numpy(), np.roll(right, 1, axis=1), test)
     write_evaluation(tmp_path / "again", test.labels.numpy(), np.roll(right, 1, axis=1), test)
     for path in (tmp_path / "wrong").iterdir():
@@ -226,7 +229,7 @@ def test_each_normalization_is_the_same_in_training_onnx_and_hugging_faces_pipel
         stage.main()
     exported = read(project / "metrics/export/metrics.json")
     assert exported["onnx_agreement"] == exported["hf_agreement"] == 1
-    assert exported["hf_max_probability_difference"] < 1e-5
+    assert tables.read_parity(Path("metrics/export/parity.csv")).at["hf", "max_probability_difference"] < 1e-5
     processing = read(project / "models/export/hf/preprocessor_config.json")
     assert bool(processing.get("do_flip_channel_order")) == (name == "checkpoint")  # BGR, as MobileViT was trained
 
@@ -253,9 +256,10 @@ def test_an_int8_model_ships_beside_the_float_one(project, change):
     export.main()
     values, path = read(project / "metrics/export/metrics.json"), project / "models/export/model-int8.onnx"
     stages_report.main()
-    assert values["int8_shipped"] == 1 and "| int8 |" in (project / "metrics/report.md").read_text()
-    assert values["int8_bytes"] == path.stat().st_size < values["onnx_bytes"]
-    assert values["int8_max_relative_error"] > 0 and values["int8_agreement"] > 0.9
+    assert "| int8 " in (project / "metrics/report.md").read_text()
+    parity = tables.read_parity(Path("metrics/export/parity.csv"))
+    assert parity.at["int8", "ships"] and parity.at["int8", "bytes"] == path.stat().st_size < parity.at["onnx", "bytes"]
+    assert parity.at["int8", "max_relative_error"] > 0 and parity.at["int8", "agreement"] > 0.9
     types = {weight.data_type for weight in onnx.load(path).graph.initializer if weight.dims}
     assert onnx.TensorProto.INT8 in types
     test = ShardReader("data/shards/test")
@@ -272,8 +276,8 @@ def test_an_int8_model_that_loses_too_much_is_reported_and_left_out(project, cha
     wrong = {"model.onnx": 0, "model-int8.onnx": 1}
     monkeypatch.setattr(formats, "run_onnx", lambda p, *a: np.roll(real(p, *a), wrong[p.name], axis=1))
     export.main()
-    values = read(project / "metrics/export/metrics.json")
-    assert values["int8_shipped"] == 0 and values["int8_accuracy_difference"] < -0.005
+    int8 = tables.read_parity(Path("metrics/export/parity.csv")).loc["int8"]
+    assert not int8["ships"] and int8["accuracy_difference"] < -0.005
     assert sorted(path.name for path in (project / "models/export").iterdir()) == ["SHA256SUMS", "hf", "model.onnx"]
     stages_report.main()
     assert "The int8 model was left out" in (project / "metrics/report.md").read_text()
@@ -300,11 +304,11 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(project, trained, 
     shutil.rmtree("models/checkpoint")
     validate, calls = Trainer.validate, []
 
-    def dies_in_the_second_epoch(self):
+    def dies_in_the_second_epoch(self, size):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return validate(self)
+        return validate(self, size)
 
     monkeypatch.setattr(Trainer, "validate", dies_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):

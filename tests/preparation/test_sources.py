@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import datasets
+import dvc.api
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -31,7 +32,7 @@ NAMES = ["cat", "dog"]
 
 @pytest.fixture
 def workspace(project_folder: Path, monkeypatch) -> Path:
-    """An empty working folder with params for two classes of tiny pictures."""
+    """An empty working folder with params for two classes of tiny images."""
     monkeypatch.chdir(project_folder)
     return project_folder
 
@@ -169,14 +170,14 @@ def test_columns_can_be_chosen_where_several_would_do(workspace):
     assert [digests[digest] % 2 for digest in train.hashes] == train.labels.tolist()
 
 
-def test_a_source_without_pictures_says_so(workspace):
+def test_a_source_without_images_says_so(workspace):
     (workspace / "data/raw/pets").mkdir()
     datasets.Dataset.from_dict({"x": [1, 2], "label": [0, 1]}).to_parquet("data/raw/pets/train.parquet")
     assert "the source has no column of images, only x, label" in refused()
 
 
 def test_tables_that_number_the_classes_otherwise_are_refused(workspace):
-    """`datasets` gives the names of the first table to all: test pictures would get wrong labels without a word."""
+    """`datasets` gives the names of the first table to all: test images would get wrong labels without a word."""
     folder = workspace / "data/raw/pets"
     parquet(folder, train=pets(40), test=pets(10, first=100))
     (test,) = folder.rglob("test-*.parquet")
@@ -237,7 +238,7 @@ def test_duplicates_across_splits_are_found_by_their_pixels(workspace):
     assert prepared("test")["count"] == 10
 
 
-def test_a_subset_stays_whole_and_balanced_when_pictures_are_left_out(workspace):
+def test_a_subset_stays_whole_and_balanced_when_images_are_left_out(workspace):
     folder = workspace / "data/raw/pets"
     class_folders(folder / "train", 80)
     class_folders(folder / "test", 8, first=200)
@@ -262,7 +263,7 @@ def test_a_subset_stays_whole_and_balanced_when_pictures_are_left_out(workspace)
     assert prepared("train")["class_counts"] == {"cat": least // 2, "dog": least // 2}
 
 
-def test_rows_without_a_picture_are_unreadable(workspace):
+def test_rows_without_a_image_are_unreadable(workspace):
     rows = pets(40)
     rows["img"][3], rows["img"][5] = None, {"bytes": b"", "path": None}
     parquet(workspace / "data/raw/pets", train=rows, test=pets(10, first=100))
@@ -271,7 +272,7 @@ def test_rows_without_a_picture_are_unreadable(workspace):
     assert "row 3 of train: not an image" in message and "row 5 of train: not an image" in message
 
 
-def test_a_table_cannot_name_files_outside_of_the_pictures(workspace):
+def test_a_table_cannot_name_files_outside_of_the_images(workspace):
     picture(1).save(workspace / "secret.png")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     for number, path in enumerate([str(workspace / "secret.png"), "data/raw/../../secret.png"]):
@@ -448,12 +449,12 @@ def test_what_is_put_under_dvc_is_seen_by_dvc(project, place):
     command(project, "dvc", "add", f"{place}/pets")
     assert f"{place}/pets.dvc" in command(project, "dvc", "stage", "list", "--all").stdout
     untracked = command(project, "git", "ls-files", "--others", "--exclude-standard").stdout.split()
-    assert untracked == []  # autostage has added the .dvc file; the pictures are ignored
+    assert untracked == []  # autostage has added the .dvc file; the images are ignored
     assert command(project, "git", "ls-files", place).stdout.split() == [f"{place}/.gitkeep", f"{place}/pets.dvc"]
 
 
 @pytest.mark.full
-def test_own_pictures_under_dvc_reach_an_experiment_in_its_own_folder(project):
+def test_own_images_under_dvc_reach_an_experiment_in_its_own_folder(project):
     class_folders(project / "data/raw/pets", 120)
     missing = command(project, "dvc", "exp", "run", "--temp", "-S", "data.source=data/raw/pets", ok=False)
     assert "put it under DVC first: `dvc add data/raw/pets`" in missing.stdout + missing.stderr
@@ -463,11 +464,13 @@ def test_own_pictures_under_dvc_reach_an_experiment_in_its_own_folder(project):
     changes = ("-S", "data.source=data/raw/pets", "-S", "data.subset_size=null", "-S", "training.num_epochs=1")
     command(project, "dvc", "exp", "run", "--temp", "-n", "pets", *changes)
     shown = json.loads(command(project, "dvc", "metrics", "diff", "HEAD", "pets", "--json").stdout)
-    assert shown["metrics/evaluate/metrics.json"]["num_classes"]["new"] == 2
+    assert "accuracy" in shown["metrics/evaluate/metrics.json"]
+    predictions = dvc.api.read("metrics/evaluate/per_class.csv", repo=str(project), rev="pets")
+    assert [line.split(",")[0] for line in predictions.splitlines()] == ["class", *NAMES]
 
 
 @pytest.mark.parametrize("mode", ["stretch", "crop"])
-def test_pictures_resized_together_are_those_resized_alone_in_order(mode):
+def test_images_resized_together_are_those_resized_alone_in_order(mode):
     resize = Resize(32, mode)
     sizes = [(9, 7), (300, 200), (9, 7), (40, 50), (300, 200), (9, 7)]
     pictures = [picture(number, size) for number, size in enumerate(sizes)]

@@ -86,7 +86,7 @@ def test_an_image_in_two_splits_leaves_the_training_side(policy, capsys):
     assert f"1 images appear in two splits (data.on_duplicate = {policy})" in capsys.readouterr().out
 
 
-def test_duplicates_and_unreadable_pictures_are_refused_by_default():
+def test_duplicates_and_unreadable_images_are_refused_by_default():
     screen = Screen(settings())
     screen.admit("val", "row 0 of val", b"1" * 32, "cat")
     screen.admit("train", "row 1 of train", b"1" * 32, "cat")

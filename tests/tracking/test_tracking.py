@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
-import mlflow
+import mlflow.onnx
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -71,7 +71,7 @@ def test_mlflow_and_dvclive_hold_the_same_series(trained, client):
 
 def assert_same_series(client: MlflowClient, run_id: str, folder: Path) -> None:
     files = list((folder / "metrics/train/plots/metrics").glob("*.tsv"))
-    assert len(files) == 11
+    assert len(files) == 12
     for path in files:
         rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
         history = sorted(client.get_metric_history(run_id, path.stem), key=lambda point: point.step)
@@ -177,7 +177,7 @@ def test_a_killed_training_goes_on_in_its_run_and_others_end_as_killed(project):
     assert (status(first.run_id), status(other.run_id)) == ("RUNNING", "KILLED")
     again.log_epoch(0, epoch)  # from the resume state, as DVCLive needs it
     again.log_epoch(1, epoch)
-    again.finish(epoch | {"best_epoch": 1}, "0" * 64)
+    again.finish(epoch | {"val_loss": 1.0, "best_epoch": 1}, "0" * 64)
     assert [point.step for point in client.get_metric_history(first.run_id, "train_loss")] == [0, 1]
     assert status(first.run_id) == "FINISHED"
 
@@ -303,11 +303,11 @@ def test_a_server_that_goes_away_costs_no_step_and_sync_replays_all_once(
     start()
     validate, calls = Trainer.validate, []
 
-    def loses_the_server(self):
+    def loses_the_server(self, size):
         calls.append(1)
         if len(calls) == 2:
             kill()
-        return validate(self)
+        return validate(self, size)
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setattr(Trainer, "validate", loses_the_server)
@@ -368,7 +368,7 @@ def test_a_temp_experiment_runs_its_own_code_and_lands_in_the_repositorys_store(
     assert "temp-run" in json.dumps(shown)
     assert run.data.tags["dvc.experiment"] == "temp-run"
     compared = command(project, "python", "-m", "image_classifier", "compare", "HEAD", "temp-run").stdout
-    assert "temp-run against HEAD, on the same 360 test pictures" in compared
+    assert "temp-run against HEAD, on the same 360 test images" in compared
     assert "training.learning_rate: 0.01 -> 0.003" in compared
 
 
@@ -476,7 +476,7 @@ def test_a_server_that_is_away_at_the_start_gets_the_run_when_it_is_back(project
     away.clear()
     for epoch in (1, 2):
         log.log_epoch(epoch, {"train_loss": 1.0})
-    log.finish({"train_loss": 1.0, "best_epoch": 0}, "3" * 64)
+    log.finish({"val_loss": 1.0, "val_accuracy": 0.5, "best_epoch": 0}, "3" * 64)
     client = client_of(project)
     assert client.get_run(log.run_id).info.status == "FINISHED"
     assert len(client.get_metric_history(log.run_id, "train_loss")) == 3
@@ -522,7 +522,7 @@ def test_a_run_is_finished_whatever_happens_to_its_model(project, monkeypatch, c
 
 
 def test_sync_makes_good_everything_that_a_server_missed(project, trained):
-    """A store that was away in all stages: the run, its series, pictures, report and model."""
+    """A store that was away in all stages: the run, its series, images, report and model."""
     for path in project.glob("mlflow.db*"):
         path.unlink()
     shutil.rmtree("mlruns")
@@ -533,7 +533,7 @@ def test_sync_makes_good_everything_that_a_server_missed(project, trained):
     run = client.get_run(run_id)
     measured = {name for name in whole.data.metrics if not name.startswith(("seconds.", "share.", "images_per"))}
     assert run.data.metrics.keys() == measured and run.data.params == whole.data.params
-    for folder in ("", "evaluate", "export"):
+    for folder in ("", "evaluate", "export", "report"):
         kept = [{item.path for item in one.list_artifacts(id_, folder)} for one, id_ in
                 ((client, run_id), (client_of(trained), whole.info.run_id))]  # fmt: skip
         assert kept[0] == kept[1], folder

@@ -49,7 +49,7 @@ def listening(pid: int) -> set[str]:
 
 
 @pytest.mark.parametrize(("count", "batch_size", "ranks"), [(200, 16, 2), (201, 15, 2), (37, 8, 3)])
-def test_every_picture_is_dealt_to_one_process_in_the_batch_that_one_process_has(count, batch_size, ranks):
+def test_every_image_is_dealt_to_one_process_in_the_batch_that_one_process_has(count, batch_size, ranks):
     order = shuffled(count, seed=0, epoch=1)
     whole = deal(order, batch_size)
     parts = [deal(order, batch_size, rank, ranks) for rank in range(ranks)]
@@ -75,7 +75,7 @@ def test_two_processes_give_the_losses_of_one(project, change):
     assert launcher.returncode == 0, output
     assert output.count("train: epoch 3/3") == 1 and "2 processes share each batch" in output
     assert heard and heard <= LOOPBACK  # the processes hear each other, and no other machine
-    for name in names:  # sums in another order; a picture counted twice would move the accuracies by 0.005
+    for name in names:  # sums in another order; an image counted twice would move the accuracies by 0.005
         np.testing.assert_allclose(series(project, name), alone[name], rtol=2e-3, err_msg=name)
     assert read(project / "metrics/train/metrics.json")["best_epoch"] == int(np.argmax(alone["val_accuracy"]))
     checkpoint.load("models/checkpoint")

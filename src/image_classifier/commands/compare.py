@@ -1,4 +1,4 @@
-"""Is the gain real? Two models, paired on the same test pictures."""
+"""Is the gain real? Two models, paired on the same test images."""
 
 import io
 import math
@@ -19,27 +19,27 @@ SHOWN = 10  # classes
 def main(a: str, b: str) -> int:
     """Print how model `b` differs from model `a`, both experiments or revisions, on one screen.
 
-    Raises UserError: one cannot be read, or their test pictures differ.
+    Raises UserError: one cannot be read, or their test images differ.
     """
     first, second = _predictions(a), _predictions(b)
     if not first[["image", "actual"]].equals(second[["image", "actual"]]):
         shared = len(set(first["image"]) & set(second["image"]))
         raise UserError(
-            f"{a} was tested on {len(first)} pictures and {b} on {len(second)}, {shared} of them the same: only models "
-            "with the same test pictures and labels can be compared"
+            f"{a} was tested on {len(first)} images and {b} on {len(second)}, {shared} of them the same: only models "
+            "with the same test images and labels can be compared"
         )
     right = pd.DataFrame({model: rows["predicted"] == rows["actual"] for model, rows in (("a", first), ("b", second))})
     only_a, only_b = int((right["a"] & ~right["b"]).sum()), int((right["b"] & ~right["a"]).sum())
     low, high = interval(only_a, only_b, len(right))
-    # McNemar's test, exact: without a difference each picture that one alone gets right is a toss of a coin.
+    # McNemar's test, exact: without a difference each image that one alone gets right is a coin toss.
     chance = binomtest(only_b, only_a + only_b).pvalue if only_a + only_b else 1.0
-    print(f"{b} against {a}, on the same {len(right)} test pictures")
+    print(f"{b} against {a}, on the same {len(right)} test images")
     before, after = right["a"].mean(), right["b"].mean()
     print(f"  accuracy    {before:.4f} -> {after:.4f}, {after - before:+.4f}, ", end="")
-    print(f"95 % interval of the difference {low:+.4f} to {high:+.4f}")
-    print(f"  pictures    {only_b} that {b} alone gets right, {only_a} that {a} alone does")
-    verdict = "a real difference" if chance < 0.05 else "no difference that chance could not make"
-    print(f"  McNemar     p = {chance:.2g}: {verdict} (of these two models; another seed is another model)")
+    print(f"95% interval of the difference {low:+.4f} to {high:+.4f}")
+    print(f"  images      {only_b} that {b} alone gets right, {only_a} that {a} alone does")
+    verdict = "significant at the 5% level" if chance < 0.05 else "not significant at the 5% level"
+    print(f"  McNemar     p = {chance:.2g}: {verdict} (for these two models; another seed is another model)")
     moved = right.groupby(first["actual"]).mean().assign(change=lambda recall: recall["b"] - recall["a"])
     moved = moved[moved["change"] != 0].sort_values("change", key=abs, ascending=False, kind="stable")
     for name, row in moved[:SHOWN].iterrows():
@@ -52,9 +52,9 @@ def main(a: str, b: str) -> int:
 
 
 def interval(only_a: int, only_b: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of the difference of two accuracies on the same pictures.
+    """The 95% interval of the difference of two accuracies on the same images.
 
-    Wald's, with half a picture added to each cell, which keeps it honest for few: Agresti and Min 2005,
+    Wald's, with half an image added to each cell, which keeps it honest for few: Agresti and Min 2005,
     "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24.
     """
     a, b, count = only_a + 0.5, only_b + 0.5, count + 2

@@ -1,4 +1,4 @@
-"""Classify picture files with the exported model."""
+"""Classify image files with the exported model."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from image_classifier.preparation import decode
 from image_classifier.preparation.decode import UnreadableImage
 
 MODELS = Path("models/export")
-BATCH_SIZE = 64  # pictures in memory at a time
+BATCH_SIZE = 64  # images in memory at a time
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     ".csv": partial(pd.DataFrame.to_csv, index=False),
     ".json": partial(pd.DataFrame.to_json, orient="records", indent=2),
@@ -74,18 +74,18 @@ class Predictor:
 
 
 def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, backend: str) -> int:
-    """Print what each picture shows, or write it to `output`; return 1 if any could not be read.
+    """Print what each image shows, or write it to `output`; return 1 if any could not be read.
 
-    `backend` is torch, or a format of the ONNX file: onnx, int8. Pictures pass in batches; what is
+    `backend` is torch, or a format of the ONNX file: onnx, int8. Images pass in batches; what is
     written or printed as JSON is held as text until the end.
     """
     if output is not None and output.suffix not in WRITERS:
         raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
     predictor = Predictor.from_torch() if backend == "torch" else Predictor.from_onnx(MODELS / FILES[backend])
-    pictures, left_out = _images(paths)
+    images, left_out = _images(paths)
     started, failed = time.perf_counter(), 0
     results: list[dict[str, Any]] = []
-    progress = tqdm(_classified(predictor, pictures), total=len(pictures), unit=" images", leave=False, disable=None)
+    progress = tqdm(_classified(predictor, images), total=len(images), unit=" images", leave=False, disable=None)
     for path, found in progress:
         if isinstance(found, str):
             failed += 1
@@ -108,7 +108,7 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
             WRITERS[output.suffix](table, unfinished)
     elif as_json:
         print(json.dumps(results, indent=2))
-    count = len(pictures) - failed
+    count = len(images) - failed
     print(f"{count} images, {count / (time.perf_counter() - started):.1f} images/s", file=sys.stderr)
     if left_out:
         some = ", ".join(map(printable, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
@@ -116,16 +116,16 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
     return 1 if failed else 0
 
 
-def _classified(predictor: Predictor, pictures: list[Path]) -> Iterator[tuple[Path, np.ndarray | str]]:
-    """Every picture with its probabilities [classes], or with what is wrong with it; a batch in memory at a time."""
+def _classified(predictor: Predictor, images: list[Path]) -> Iterator[tuple[Path, np.ndarray | str]]:
+    """Every image with its probabilities [classes], or with what is wrong with it; a batch in memory at a time."""
     with ThreadPoolExecutor(runtime.cpus()) as threads:
-        for start in range(0, len(pictures), BATCH_SIZE):
-            batch = pictures[start : start + BATCH_SIZE]
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
             loaded = list(threads.map(predictor.load, batch))
-            read = [picture for picture in loaded if not isinstance(picture, str)]
+            read = [pixels for pixels in loaded if not isinstance(pixels, str)]
             probabilities = iter(predictor.classify(torch.stack(read)) if read else ())
-            for path, picture in zip(batch, loaded, strict=True):
-                yield path, picture if isinstance(picture, str) else next(probabilities)
+            for path, pixels in zip(batch, loaded, strict=True):
+                yield path, pixels if isinstance(pixels, str) else next(probabilities)
 
 
 def _images(paths: list[str]) -> tuple[list[Path], list[Path]]:

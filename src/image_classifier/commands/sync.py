@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from image_classifier.core import config, files
+from image_classifier.core import config, files, tables
 from image_classifier.core.config import Config
 from image_classifier.core.errors import UserError
 from image_classifier.export import register
@@ -38,17 +38,18 @@ def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
     best = files.read_json(metrics / "train/metrics.json", "run `dvc repro train`")
     test = files.read_json(metrics / "evaluate/metrics.json", "run `dvc repro evaluate`")
     exported = files.read_json(metrics / "export/metrics.json", "run `dvc repro export`")
+    classes = tables.read_classes(metrics / "evaluate/per_class.csv")
     try:
         client, experiment = connection.connect(params.mlflow)
         run = claim_run(client, experiment, sha256)
         tracker.mirror(client, run.info.run_id, metrics / "train")
-        values = {f"best_{name.removeprefix('best_')}": value for name, value in best.items() if name != "step"}
-        values |= {f"test_{name}": value for name, value in test.items() if not name.startswith("num_")} | exported
+        values = {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}
+        values |= {f"test_{name}": value for name, value in test.items()} | exported
         missed = {name: value for name, value in values.items() if name not in run.data.metrics}
         client.log_batch(
             run.info.run_id,
             connection.points(missed),
-            [] if run.data.params else tracker.mlflow_params(params, test["num_classes"]),
+            [] if run.data.params else tracker.mlflow_params(params, len(classes)),
         )
         folders = ("", "evaluate", "export", "report")
         kept = {item.path for name in folders for item in client.list_artifacts(run.info.run_id, name)}

@@ -21,8 +21,11 @@ def read_series(train: Path) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(), *series], axis=1)
 
 
-def intervals(metrics: dict[str, float]) -> pd.DataFrame:
-    """The figures of evaluate that have a 95 % interval, one row each: value, low, high."""
-    names = [name.removesuffix("_low") for name in metrics if name.endswith("_low")]
-    rows = {name: (metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"]) for name in names}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+def read_intervals(path: Path) -> pd.DataFrame:
+    """intervals.csv of evaluate, indexed by score: value, low, high."""
+    return pd.read_csv(path, index_col="score")
+
+
+def read_parity(path: Path) -> pd.DataFrame:
+    """parity.csv of export, indexed by format (onnx, hf, int8): distance from torch, bytes, whether it ships."""
+    return pd.read_csv(path, index_col="format")

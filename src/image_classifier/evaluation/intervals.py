@@ -12,16 +12,29 @@ CALIBRATION_BINS = 10  # of confidence, equally wide
 RESAMPLES = 1000  # of the bootstrap
 
 
-def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """How far `classification` can be relied on: 95 % intervals as NAME_low and NAME_high, top-k, calibration.
+def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """Every score with its 95 % interval, one row each: value, low, high; indexed by the score's name.
 
-    Wilson's interval for shares of the pictures; for the others percentiles of a bootstrap over the pictures, which
-    draws the same samples every time, less the bootstrap's own bias: a sample lacks some of the pictures, and where a
-    class has few of them its scores fall short of the value.
+    `labels` are int64 [N], `probabilities` float [N, classes]. Shares of the images have Wilson's interval. The others
+    have percentiles of a bootstrap over the images, which draws the same samples every time, less the bootstrap's own
+    bias: a sample lacks some of the images, and where a class has few of them its scores fall short of the value.
     """
+    predicted = probabilities.argmax(axis=1)
+    rows = {"accuracy": _share(int((predicted == labels).sum()), len(labels))}
+    for k in (2, 5):
+        if k < (classes := probabilities.shape[1]):
+            hits = top_k_accuracy_score(labels, probabilities, k=k, labels=range(classes), normalize=False)
+            rows[f"top_{k}_accuracy"] = _share(int(hits), len(labels))
+    return pd.concat([pd.DataFrame(rows, ["value", "low", "high"]).T, _bootstrapped(labels, probabilities)])
+
+
+def _share(hits: int, count: int) -> tuple[float, float, float]:
+    return hits / count, *wilson(hits, count)
+
+
+def _bootstrapped(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """The rows of `confidence_intervals` that are no shares: precision, recall, F1, loss, calibration error."""
     predicted, rng = probabilities.argmax(axis=1), np.random.default_rng(0)
-    low, high = wilson(int((predicted == labels).sum()), len(labels))
-    values = {"accuracy_low": low, "accuracy_high": high}
     # Each pair of classes once, weighted by how often a sample draws it: the time does not grow with N.
     pairs, counts = np.unique([labels, predicted], axis=1, return_counts=True)
     weights = rng.multinomial(len(labels), counts / len(labels), size=RESAMPLES)
@@ -35,20 +48,12 @@ def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> dict[
         drawn.append((losses[rows].mean(), _calibration_error(bins[rows], gaps[rows])))
     samples[["loss", "calibration_error"]] = drawn
     own = averages(labels, predicted) | {"loss": losses.mean(), "calibration_error": _calibration_error(bins, gaps)}
-    bias = samples.mean() - pd.Series(own)
-    for suffix, quantile in (("low", 0.025), ("high", 0.975)):
+    table = pd.DataFrame({"value": pd.Series(own, dtype=float)})
+    bias = samples.mean() - table["value"]
+    for name, quantile in (("low", 0.025), ("high", 0.975)):
         bound = (samples.quantile(quantile) - bias).clip(lower=0)
-        bound = bound.where(bound.index == "loss", bound.clip(upper=1))
-        values |= bound.add_suffix(f"_{suffix}").to_dict()
-    values["calibration_error"] = own["calibration_error"]
-    classes = probabilities.shape[1]
-    for k in (2, 5):
-        if k < classes:
-            name, whole = f"top_{k}_accuracy", range(classes)
-            hits = int(top_k_accuracy_score(labels, probabilities, k=k, labels=whole, normalize=False))
-            low, high = wilson(hits, len(labels))
-            values |= {name: hits / len(labels), f"{name}_low": low, f"{name}_high": high}
-    return {name: float(value) for name, value in values.items()}
+        table[name] = bound.where(bound.index == "loss", bound.clip(upper=1))
+    return table
 
 
 def sample_averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
@@ -82,7 +87,7 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """Confidence against accuracy, one row per bin of confidence that holds pictures.
+    """Confidence against accuracy, one row per bin of confidence that holds images.
 
     The mean gap, weighted by `count`, is the expected calibration error (Guo et al. 2017, arXiv 1706.04599).
     """
@@ -97,7 +102,7 @@ def _bins(confidence: np.ndarray) -> np.ndarray:
 
 
 def _calibration_error(bins: np.ndarray, gaps: np.ndarray) -> float:
-    """From each picture's bin of confidence, and its gap: one if it is right, less its confidence."""
+    """From each image's bin of confidence, and its gap: one if it is right, less its confidence."""
     return np.abs(np.bincount(bins, weights=gaps)).sum() / len(gaps)
 
 

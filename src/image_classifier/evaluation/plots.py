@@ -9,16 +9,16 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from image_classifier.images.shards import ShardReader
 
-SHOWN, COLUMNS = 24, 8  # pictures of a gallery
-TILE = 1.1, 1.65  # inches, with the three lines above the picture
-LETTERS = 14  # of a class's name above a picture
+SHOWN, COLUMNS = 24, 8  # images of a gallery
+TILE = 1.1, 1.65  # inches, with the three lines above the image
+LETTERS = 14  # of a class's name above an image
 LABELED = 30  # classes, above which a confusion matrix has no room for their names
 
 
 def gallery(path: Path, predictions: pd.DataFrame, shards: ShardReader) -> None:
-    """Draw the pictures of these rows of predictions.csv, each under what it was taken for and, if wrong, what it is.
+    """Draw the images of these rows of predictions.csv, each below its predicted and, if that is wrong, actual class.
 
-    The index of `predictions` holds the pictures' numbers in `shards`.
+    The index of `predictions` holds the images' numbers in `shards`.
     """
     columns = min(COLUMNS, max(4, len(predictions)))
     rows = max(1, -(-len(predictions) // columns))
@@ -39,7 +39,7 @@ def gallery(path: Path, predictions: pd.DataFrame, shards: ShardReader) -> None:
 
 
 def confusion(path: Path, predictions: pd.DataFrame, class_names: list[str]) -> None:
-    """Draw how many pictures of each class were taken for which, the shade as a share of the true class."""
+    """Draw how many images of each class were predicted as which, shaded by their share of the actual class."""
     figure = Figure(figsize=(5, 5), dpi=90, layout="constrained")
     axis = figure.subplots()
     counts = pd.crosstab(predictions["actual"], predictions["predicted"]).reindex(
@@ -73,7 +73,7 @@ def reliability(path: Path, bins: pd.DataFrame) -> None:
     axis.plot(bins["confidence"], bins["accuracy"], "-", color="#6f3fa0", linewidth=1)
     share = bins["count"] / bins["count"].sum()
     axis.scatter(bins["confidence"], bins["accuracy"], s=20 + 180 * share, color="#6f3fa0", clip_on=False)
-    axis.set(xlabel="confidence of the pictures", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlabel="confidence of the images", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

@@ -10,20 +10,20 @@ from image_classifier.evaluation import plots
 from image_classifier.evaluation.intervals import calibration, confidence_intervals, per_class
 from image_classifier.evaluation.plots import SHOWN
 from image_classifier.images.shards import ShardReader
-from image_classifier.model.scores import classification
+
+HEADLINE = ("accuracy", "precision", "recall", "f1_score", "loss", "calibration_error")  # of metrics.json
 
 
-def write_evaluation(
-    folder: Path, labels: np.ndarray, probabilities: np.ndarray, test: ShardReader
-) -> dict[str, float]:
-    """Write metrics.json, the tables and galleries of what the network said of `test`; return the metrics.
+def write_evaluation(folder: Path, labels: np.ndarray, probabilities: np.ndarray, test: ShardReader) -> pd.DataFrame:
+    """Write what the network said of `test` into a new folder; return every score with its 95 % interval.
 
-    `labels` are int64 [N], `probabilities` float [N, classes].
+    `labels` are int64 [N], `probabilities` float [N, classes]. metrics.json holds the headline scores alone,
+    intervals.csv all of them; per_class.csv, calibration.csv and predictions.csv are tables, the others images.
     """
     folder.mkdir()
-    values = classification(labels, probabilities) | confidence_intervals(labels, probabilities)
-    counts = {"num_images": len(labels), "num_classes": len(test.class_names)}
-    files.write_json(folder / "metrics.json", values | counts)
+    scores = confidence_intervals(labels, probabilities)
+    files.write_json(folder / "metrics.json", scores.loc[[*HEADLINE], "value"].to_dict())
+    scores.to_csv(folder / "intervals.csv", index_label="score")
     per_class(labels, probabilities, test.class_names).to_csv(folder / "per_class.csv", index=False)
     bins = calibration(labels, probabilities)
     bins.to_csv(folder / "calibration.csv", index=False, float_format="%.6f")
@@ -43,4 +43,4 @@ def write_evaluation(
     plots.gallery(folder / "random.png", sample, test)
     plots.confusion(folder / "confusion.png", predictions, test.class_names)
     plots.reliability(folder / "reliability.png", bins)
-    return values
+    return scores

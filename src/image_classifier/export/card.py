@@ -17,16 +17,18 @@ def write_card(path: Path, config: Config, weights: str, metrics: Path, index: P
     Its figures come from `metrics`, the folder of evaluate, and from `index`, that of the training shards.
     """
     train = files.read_json(index, "run `dvc repro prepare`")
+    names = train["class_names"]
     test = files.read_json(metrics / "metrics.json", "run `dvc repro evaluate`")
-    data, model = config.data, config.model
+    data, model, classes = config.data, config.model, tables.read_classes(metrics / "per_class.csv")
     facts = {
         "data": data,
         "model": model,
         "apple": model.pretrained and Path(model.name).name in APPLE,
-        "class_names": ", ".join(map(cell, train["class_names"][:ROWS]))
-        + ("" if len(train["class_names"]) <= ROWS else ", ..."),
-        "classes": to_markdown(tables.read_classes(metrics / "per_class.csv"), worst="f1_score"),
-        "intervals": to_markdown(tables.intervals(test)),
+        "class_names": ", ".join(map(cell, names[:ROWS])) + ("" if len(names) <= ROWS else ", ..."),
+        "num_classes": len(names),
+        "classes": to_markdown(classes, worst="f1_score"),
+        "num_images": classes["support"].sum(),
+        "intervals": to_markdown(tables.read_intervals(metrics / "intervals.csv")),
         "local": data.source == "digits" or data.source.startswith("data/raw/"),
         "hub_model": not model.name.startswith(("models/", "data/", ".", "/")),
         "shared": len(train["findings"]["duplicates"]) if data.on_duplicate == "count" else 0,

@@ -37,7 +37,7 @@ def session(path: str | Path, num_threads: int | None = None) -> onnxruntime.Inf
 def run_formats(
     folder: Path, batches: Callable[[str], Iterable[tuple[Tensor, Tensor]]], num_threads: int | None
 ) -> dict[str, np.ndarray]:
-    """What each format in `folder` makes of the pictures: probabilities float32 [N, classes].
+    """What each format in `folder` makes of the images: probabilities float32 [N, classes].
 
     `batches` begins anew whenever it is called, with a title.
     """
@@ -59,8 +59,8 @@ def run_pipeline(folder: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> np.n
     classify = pipeline("image-classification", model=str(folder), device="cpu")
     columns, found = classify.model.config.label2id, []
     for images, _ in batches:
-        pictures = [Image.fromarray(picture) for picture in images.numpy()]
-        for scores in classify(pictures, top_k=len(columns), function_to_apply="softmax"):
+        batch = [Image.fromarray(image) for image in images.numpy()]
+        for scores in classify(batch, top_k=len(columns), function_to_apply="softmax"):
             found.append(np.zeros(len(columns), np.float32))
             for score in scores:
                 found[-1][columns[score["label"]]] = score["score"]

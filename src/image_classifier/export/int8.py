@@ -38,14 +38,14 @@ class Calibration(quantization.CalibrationDataReader):
         return next(({"image": images} for images in self.ahead), None)
 
 
-def to_int8(source: Path, target: Path, operators: Sequence[str], pictures: ShardReader) -> None:
+def to_int8(source: Path, target: Path, operators: Sequence[str], split: ShardReader) -> None:
     """Write the ONNX model in `source` with the weights of these operators in int8 and their inputs in uint8.
 
-    Weights have one scale a channel. The ranges of activations are percentiles over `pictures`, since outliers would
-    stretch them. In float stay the first and the last product with weights, depthwise convolutions, and the products
-    of two activations (attention).
+    Weights have one scale a channel. The ranges of activations are percentiles over a sample of `split`, since
+    outliers would stretch them. The first and the last product with weights, depthwise convolutions, and products of
+    two activations (attention) stay in float.
 
-    Raises UserError: nothing would be left to quantise.
+    Raises UserError: nothing would be left to quantize.
     """
     with tempfile.TemporaryDirectory() as scratch, files.atomic(target) as unfinished:
         prepared = Path(scratch, "model.onnx")
@@ -63,7 +63,7 @@ def to_int8(source: Path, target: Path, operators: Sequence[str], pictures: Shar
             quantization.quantize_static(
                 str(prepared),
                 str(unfinished),
-                Calibration(pictures),
+                Calibration(split),
                 per_channel=True,
                 op_types_to_quantize=list(operators),
                 nodes_to_quantize=nodes,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from image_classifier.core import tables
 from image_classifier.core.config import Export
@@ -40,27 +41,17 @@ def check_evaluated(predictions: Path, hashes: list[str], guesses: list[str]) ->
         raise UserError(f"{predictions} is not of this checkpoint and these test images: run `dvc repro evaluate`")
 
 
-def in_words(metrics: dict[str, float], count: int) -> str:
-    """What `gate` found on `count` images, in a line."""
-    agreement = min(metrics["onnx_agreement"], metrics["hf_agreement"])
-    words = f"ONNX and pipeline agree with torch on {agreement:.2%} of {count} test images"
-    if "int8_shipped" in metrics:
-        fate = "is shipped" if metrics["int8_shipped"] else "was LEFT OUT"
-        words += f"; int8 {fate}, {metrics['int8_accuracy_difference']:+.4f} of accuracy"
-    return words
-
-
 def gate(
     folder: Path, labels: np.ndarray, expected: np.ndarray, found: dict[str, np.ndarray], limits: Export
-) -> dict[str, float]:
-    """The metrics of every format in `folder`, as FORMAT_NAME; `expected` are torch's probabilities.
+) -> pd.DataFrame:
+    """Compare every format in `folder` with torch, whose probabilities are `expected`: one row a format.
 
-    A float format has to be the model that was evaluated. An int8 file is another one: it goes unless its accuracy
-    is within the limit, and its metrics stay.
+    A float format has to be the model that was evaluated. An int8 file is another one: it is removed, and its row
+    stays, unless its accuracy is within the limit.
 
     Raises UserError: agreement or relative error of a float format is outside the limits.
     """
-    metrics: dict[str, float] = {}
+    rows: dict[str, dict[str, float | bool]] = {}
     for form, probabilities in found.items():
         values = parity(labels, expected, probabilities)
         agreement, error = values["agreement"], values["max_relative_error"]
@@ -71,12 +62,27 @@ def gate(
             fault = f"is off by {error:.2g}, more than export.max_relative_error = {limits.max_relative_error}"
         if fault:
             raise UserError(f"on the test images {FORMATS[form]} {fault}: nothing was exported")
-        metrics |= {f"{form}_{name}": value for name, value in values.items()}
-        if form in FILES:
-            metrics[f"{form}_bytes"] = (folder / FILES[form]).stat().st_size
-    if "int8" in found:
-        lost = round(-metrics["int8_accuracy_difference"] * len(labels))  # pictures
-        metrics["int8_shipped"] = int(lost <= limits.max_int8_loss * len(labels) * (1 + 1e-9))  # at the limit too
-        if not metrics["int8_shipped"]:
+        size = (folder / FILES[form]).stat().st_size if form in FILES else np.nan
+        rows[form] = values | {"bytes": size, "ships": True}
+    if "int8" in rows:
+        lost = round(-rows["int8"]["accuracy_difference"] * len(labels))  # images
+        rows["int8"]["ships"] = lost <= limits.max_int8_loss * len(labels) * (1 + 1e-9)  # at the limit too
+        if not rows["int8"]["ships"]:
             (folder / FILES["int8"]).unlink()
-    return metrics
+    return pd.DataFrame(rows).T.rename_axis("format")
+
+
+def headline(table: pd.DataFrame) -> dict[str, float]:
+    """The figures of `gate` for metrics.json."""
+    figures = {f"{form}_agreement": float(table.at[form, "agreement"]) for form in FORMATS}
+    return figures | ({"int8_accuracy": float(table.at["int8", "accuracy"])} if "int8" in table.index else {})
+
+
+def in_words(table: pd.DataFrame, count: int) -> str:
+    """What `gate` found on `count` images, in a line."""
+    agreement = table.loc[[*FORMATS], "agreement"].min()
+    words = f"ONNX and pipeline agree with torch on {agreement:.2%} of {count} test images"
+    if "int8" in table.index:
+        fate = "ships" if table.at["int8", "ships"] else "was LEFT OUT"
+        words += f"; int8 {fate}, {table.at['int8', 'accuracy_difference']:+.4f} of accuracy"
+    return words

@@ -25,7 +25,7 @@ class Resize:
         return self.many([image])[0]
 
     def many(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures of one size, in one pass: uint8 [N, size, size, 3]."""
+        """Images of one size, in one pass: uint8 [N, size, size, 3]."""
         width, height = images[0].size
         pixels = torch.frombuffer(bytearray().join(image.tobytes() for image in images), dtype=torch.uint8)
         pixels = pixels.view(len(images), height, width, 3).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Preprocessed pictures on disk: written once in a stream, read through a memory map.
+"""Preprocessed images on disk: written once in a stream, read through a memory map.
 
 A split is a folder of `shard-00000.safetensors`, ... with `images` uint8 [N, size, size, 3]
 (height, width, RGB), `labels` int64 [N], `hashes` uint8 [N, 32] (SHA-256 of the decoded source
@@ -23,15 +23,15 @@ from image_classifier.core import files
 from image_classifier.core.errors import UserError
 from image_classifier.images.resize import Resize
 
-SHARD_SIZE = 1024  # pictures: 79 MB at 160 px
+SHARD_SIZE = 1024  # images: 79 MB at 160 px
 REMEDY = "run `dvc repro prepare` to make it again"
 
 
 class ShardWriter:
-    """Streams pictures into shards, holding one shard in memory at a time.
+    """Streams images into shards, holding one shard in memory at a time.
 
     With each shard it notes how far it is, so that a writer of the same folder goes on from there:
-    `rows` of the source are done. `findings`, what a reader should know about the pictures, such as
+    `rows` of the source are done. `findings`, what a reader should know about the images, such as
     those left out, may grow meanwhile.
     """
 
@@ -43,7 +43,7 @@ class ShardWriter:
         self.hashes = torch.empty((shard_size, 32), dtype=torch.uint8)
         self.numbers = torch.empty(shard_size, dtype=torch.int64)
         self.filled = self.rows = 0
-        self.counts: Counter[int] = Counter()  # pictures of each label
+        self.counts: Counter[int] = Counter()  # images of each label
         self.shards: list[dict[str, Any]] = []
         self.notes = folder / ".notes.json"
         if self.notes.is_file():
@@ -78,7 +78,7 @@ class ShardWriter:
             self._flush()
 
     def close(self, class_names: list[str]) -> int:
-        """Write the last shard and then the index, which makes the folder readable; return how many pictures."""
+        """Write the last shard and then the index, which makes the folder readable; return how many images."""
         if self.filled:
             self._flush()
         count = self.counts.total()
@@ -112,7 +112,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """A split's pictures by number, through a memory map.
+    """A split's images by number, through a memory map.
 
     Raises UserError: a file is missing, or is not the one that prepare wrote.
     """
@@ -141,7 +141,7 @@ class ShardReader:
         return len(self.labels)
 
     def gather(self, indices: np.ndarray) -> Tensor:
-        """The pictures with these numbers, in this order: uint8 [N, size, size, 3]."""
+        """The images with these numbers, in this order: uint8 [N, size, size, 3]."""
         if not len(indices):
             return self.images[0][:0]
         shards = np.searchsorted(self.starts, indices, side="right") - 1

@@ -47,7 +47,7 @@ def check_fits(network: PreTrainedModel, resize: Resize, shards: ShardReader) ->
     Raises UserError: the size, the way to it, or the class names differ.
     """
     for what, ours, theirs in (
-        ("pictures by", resize, shards.resize),
+        ("images by", resize, shards.resize),
         ("the classes", list(network.config.id2label.values()), shards.class_names),
     ):
         if ours != theirs:

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from image_classifier.core.errors import UserError
 from image_classifier.model.normalize import Normalize
@@ -16,7 +15,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels 
 
 
 def with_progress(batches: Batches, count: int, title: str, shown: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches, of `count` pictures in all, with a progress bar on a terminal if it is to be shown."""
+    """The same batches, of `count` images in all, with a progress bar on a terminal if it is to be shown."""
     with tqdm(total=count, desc=title, unit=" images", leave=False, disable=None if shown else True) as bar:
         for images, labels in batches:
             yield images, labels
@@ -25,11 +24,11 @@ def with_progress(batches: Batches, count: int, title: str, shown: bool = True) 
 
 @torch.inference_mode()
 def predict(
-    network: PreTrainedModel, normalize: Normalize, batches: Batches, precision: Compute
+    network: nn.Module, normalize: Normalize, batches: Batches, precision: Compute
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classify every picture: labels int64 [N] and probabilities float32 [N, classes].
+    """Classify every image: labels int64 [N] and probabilities float32 [N, classes].
 
-    Raises UserError: an output is no number.
+    Raises UserError: an output is NaN or infinite.
     """
     network.eval()
     all_labels, all_probabilities = [], []
@@ -40,5 +39,5 @@ def predict(
         all_labels.append(labels)
     labels, probabilities = torch.cat(all_labels), torch.cat(all_probabilities)
     if not probabilities.isfinite().all():
-        raise UserError("the network's outputs are no numbers: train again with a lower training.learning_rate")
+        raise UserError("the network's outputs are NaN or infinite: train again with a lower training.learning_rate")
     return labels.numpy(), probabilities.numpy()

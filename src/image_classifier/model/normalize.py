@@ -43,7 +43,7 @@ class Normalize(nn.Module):
 def image_processor(normalize: Normalize, resize: Resize) -> dict[str, Any]:
     """`preprocessor_config.json` of a Hugging Face image processor that makes the pixels the model saw.
 
-    Of upright RGB pictures, which is what transformers' own pipeline hands to it.
+    Of upright RGB images, which is what transformers' own pipeline hands to it.
 
     MobileViT's own processor is the one that swaps red and blue, but it cannot subtract a mean;
     ViT's can and does nothing else of its own.

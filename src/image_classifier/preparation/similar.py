@@ -161,8 +161,8 @@ def _calibrated(runs: list[Tensor], known: Tensor) -> Limits:
 def _copy(image: Tensor, random: np.random.Generator) -> Tensor:
     """What becomes of an image on its way through other programs: halved and enlarged, shifted, saved as JPEG."""
     size = image.shape[0]
-    picture = Image.fromarray(image.numpy())
-    small = picture.resize((max(1, size // 2),) * 2, Image.Resampling.BICUBIC).resize((size, size))
+    pixels = Image.fromarray(image.numpy())
+    small = pixels.resize((max(1, size // 2),) * 2, Image.Resampling.BICUBIC).resize((size, size))
     most = size * SHIFT // MEDIUM // 4
     down, right = random.integers(-most, most + 1, 2)
     shifted = np.pad(np.asarray(small), ((most, most), (most, most), (0, 0)), mode="edge")

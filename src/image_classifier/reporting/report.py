@@ -30,35 +30,39 @@ def write_report(path: Path, config: Config, metrics: Path, index: Path, weights
     Raises UserError: an input is missing or damaged.
     """
     train = files.read_json(index, "run `dvc repro prepare`")
-    best, test, exported = (
-        files.read_json(metrics / stage / "metrics.json", f"run `dvc repro {stage}`")
-        for stage in ("train", "evaluate", "export")
-    )
+    best_epoch = files.read_json(metrics / "train/metrics.json", "run `dvc repro train`")["best_epoch"]
+    predictions = tables.read_predictions(metrics / "evaluate/predictions.csv")
+    intervals = tables.read_intervals(metrics / "evaluate/intervals.csv")
+    parity = tables.read_parity(metrics / "export/parity.csv")
+    series = epochs(metrics / "train")
     published = published_figures(config, recipes)
     facts = {
         **config.model_dump(),
-        "best": best,
+        "accuracy": intervals.loc["accuracy"],
+        "best_epoch": best_epoch + 1,
         "classes": to_markdown(tables.read_classes(metrics / "evaluate/per_class.csv"), worst="f1_score"),
-        "confused": _confused(tables.read_predictions(metrics / "evaluate/predictions.csv")),
-        "epochs": to_markdown(epochs(metrics / "train")),
-        "exported": exported,
+        "confused": _confused(predictions),
+        "epochs": to_markdown(series),
+        "int8_ships": "int8" in parity.index and parity.at["int8", "ships"],
         "images": train["count"],
-        "intervals": to_markdown(tables.intervals(test)),
-        "parity": to_markdown(_parity(exported)),
+        "intervals": to_markdown(intervals),
+        "num_classes": len(train["class_names"]),
+        "num_images": len(predictions),
+        "parity": to_markdown(_parity(parity)),
         "params": config.as_yaml(),
         "published": published.get("note", ""),
         "sha256": weights,
         "shared": len(train["findings"]["duplicates"]) if config.data.on_duplicate == "count" else 0,
-        "splits": to_markdown(_splits(best, test, published)),
-        "test": test,
+        "splits": to_markdown(_splits(series.loc[best_epoch + 1], intervals["value"], published)),
     }
     with files.atomic(path) as unfinished:
         unfinished.write_text(render(TEMPLATE, facts), encoding="utf-8")
 
 
 def epochs(train: Path) -> pd.DataFrame:
-    """One row an epoch, from 1: the scores of train and val in DVCLive's folder."""
-    series = tables.read_series(train)[[f"{split}_{name}" for split in ("train", "val") for name in SCORES]]
+    """One row an epoch, from 1: the image size, and the scores of train and val in DVCLive's folder."""
+    columns = ["image_size", *(f"{split}_{name}" for split in ("train", "val") for name in SCORES)]
+    series = tables.read_series(train)[columns]
     return series.set_axis(series.index + 1).rename_axis("epoch")
 
 
@@ -90,7 +94,7 @@ def _confused(predictions: pd.DataFrame) -> str:
     return "" if wrong.empty else to_markdown(pairs[:CONFUSED].set_index("actual"))
 
 
-def _splits(best: dict[str, float], test: dict[str, float], published: dict[str, Any]) -> pd.DataFrame:
+def _splits(best: pd.Series, test: pd.Series, published: dict[str, Any]) -> pd.DataFrame:
     """One row a score: train, val, test, how far train and test are apart, and what was published."""
     columns = {split: {name: best[f"{split}_{name}"] for name in SCORES} for split in ("train", "val")}
     table = pd.DataFrame(columns | {"test": {name: test[name] for name in SCORES}}, dtype=float)
@@ -100,10 +104,8 @@ def _splits(best: dict[str, float], test: dict[str, float], published: dict[str,
     return table
 
 
-def _parity(exported: dict[str, float]) -> pd.DataFrame:
-    """One row a format: `exported` names its figures FORMAT_NAME."""
-    table: dict[str, dict[str, str]] = {"onnx": {}, "hf": {}, "int8": {}}
-    for name, value in exported.items():
-        form, figure = name.split("_", 1)
-        table[form][figure] = f"{value:,}" if figure == "bytes" else f"{value:,.4g}"
-    return pd.DataFrame({form: figures for form, figures in table.items() if figures}).T
+def _parity(parity: pd.DataFrame) -> pd.DataFrame:
+    """export's table, its numbers short."""
+    table = parity.drop(columns="ships").astype(object).map(lambda value: f"{value:,.4g}")
+    table["bytes"] = ["" if pd.isna(size) else f"{size:,.0f}" for size in parity["bytes"]]
+    return table

@@ -9,7 +9,7 @@ from image_classifier.core.config import Augmentation
 
 
 def augmentation(settings: Augmentation, size: int) -> nn.Module | None:
-    """Random changes of one uint8 [3, size, size] picture; None if none is asked for.
+    """Random changes of one uint8 [3, size, size] image; None if none is asked for.
 
     They draw from torch's global generator, which the trainer seeds before every step.
     """
@@ -28,9 +28,9 @@ def augmentation(settings: Augmentation, size: int) -> nn.Module | None:
 
 
 def augment(images: Tensor, change: nn.Module) -> Tensor:
-    """Apply `change` to each picture of a uint8 [N, H, W, 3] batch by itself, on the batch's device."""
-    pictures = images.permute(0, 3, 1, 2)
-    return torch.stack([change(picture) for picture in pictures]).permute(0, 2, 3, 1)
+    """Apply `change` to each image of a uint8 [N, H, W, 3] batch by itself, on the batch's device."""
+    channels_first = images.permute(0, 3, 1, 2)
+    return torch.stack([change(image) for image in channels_first]).permute(0, 2, 3, 1)
 
 
 def rescale(images: Tensor, size: int) -> Tensor:

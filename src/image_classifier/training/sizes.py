@@ -4,11 +4,14 @@ import copy
 import inspect
 
 import torch
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from image_classifier.core.config import Training
 from image_classifier.core.errors import UserError, first_line
 from image_classifier.model.batches import num_batches
+from image_classifier.training.augment import rescale
 from image_classifier.training.modes import train_mode
 from image_classifier.training.schedule import image_size
 
@@ -69,6 +72,18 @@ def check_sizes(network: PreTrainedModel, batches: dict[int, int]) -> None:
             raise UserError(
                 f"{name} gives {outputs} scores for {network.config.num_labels} classes: choose another model"
             )
+
+
+class AtSize(nn.Module):
+    """A network that scales its images to `size` pixels first."""
+
+    def __init__(self, network: PreTrainedModel, size: int):
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, pixel_values: Tensor) -> ModelOutput:
+        pixels = rescale(pixel_values, self.size)
+        return self.network(pixel_values=pixels, **forward_options(self.network, self.size))
 
 
 def forward_options(network: PreTrainedModel, size: int) -> dict[str, bool]:

@@ -48,7 +48,7 @@ class Stopwatch:
             yield item
 
     def rate(self) -> float:
-        """Pictures per second of training, evaluation and bookkeeping apart."""
+        """Images per second of training, evaluation and bookkeeping apart."""
         return self.images / (sum(self.seconds[phase] for phase in (READING, COPYING, COMPUTE, OPTIMIZER)) or 1.0)
 
     def table(self) -> str:

@@ -19,6 +19,7 @@ from image_classifier.tracking.server import connection
 from image_classifier.tracking.server.connection import DATA_TAG, EXPERIMENT_TAG, MODEL_TAG
 from image_classifier.training.timing import TRACKING, Stopwatch
 
+HEADLINE = ("best_epoch", "val_accuracy", "val_loss")  # of metrics.json
 TRAINING_TAG = "training.id"  # a random number, so that no user, host or path is told
 TRAINING = "mlflow-run"  # in the folder of a training's lock: the file that holds its id
 
@@ -65,12 +66,12 @@ class Tracker(AbstractContextManager):
                 self._try("logging")
 
     def finish(self, best: dict[str, float], model_sha256: str) -> None:
-        """Close the run: `best` becomes DVCLive's metrics.json; the weights' hash finds the run again.
+        """Close the run: the headline figures of `best` become metrics.json; the weights' hash finds it again.
 
         Measured times go to MLflow alone, so that equal runs leave equal files.
         """
-        self.live.summary = dict(best)
-        self.live.make_summary()
+        best = {name: best[name] for name in HEADLINE}
+        files.write_json(self.live.metrics_file, best)  # DVCLive itself would add its step
         figures = {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}
         seconds = self.clock.seconds
         figures |= {f"seconds.{phase}": spent for phase, spent in seconds.items()}

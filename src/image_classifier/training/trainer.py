@@ -25,7 +25,7 @@ from image_classifier.training.distributed import Group
 from image_classifier.training.feeding import Feed
 from image_classifier.training.modes import recompute_statistics, train_mode
 from image_classifier.training.schedule import build_optimizer, build_scheduler, image_size
-from image_classifier.training.sizes import check_sizes, forward_options, smallest_batches
+from image_classifier.training.sizes import AtSize, check_sizes, forward_options, smallest_batches
 from image_classifier.training.timing import COMPUTE, COPYING, EVALUATION, OPTIMIZER, READING, Stopwatch
 
 PARTS = ("network", "optimizer", "scheduler", "scaler")  # of a Trainer: they hold state
@@ -50,7 +50,8 @@ class Trainer:
     clock: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self):
-        check_sizes(self.network, smallest_batches(self.training, len(self.train), self.train.resize.size))
+        self.full_size = self.train.resize.size
+        check_sizes(self.network, smallest_batches(self.training, len(self.train), self.full_size))
         self.precision.place(self.network)
         self.normalize.to(self.precision.device)
         steps = self.training.num_epochs * num_batches(len(self.train), self.training.batch_size)
@@ -87,14 +88,15 @@ class Trainer:
                     if epoch == self.training.num_epochs - 1:
                         self.recompute_batch_norm(epoch)
                     self.group.average(self.network)
-                    values |= {f"val_{name}": value for name, value in self.validate().items()}
+                    size = self.validation_size(epoch)
+                    values |= {f"val_{name}": value for name, value in self.validate(size).items()}
             except torch.OutOfMemoryError:
                 size = self.training.batch_size
                 way = f"try {size // 2}" if size > 1 else "choose a smaller data.image_size"
                 raise UserError(f"the GPU's memory is full at training.batch_size = {size}: {way}") from None
             self.history.append(values)
             score = values["val_accuracy"], -values["val_loss"]
-            if not self.best or score > self.best["score"]:
+            if size == self.full_size and (not self.best or score > self.best["score"]):
                 weights = copy.deepcopy({name: tensor.cpu() for name, tensor in self.network.state_dict().items()})
                 self.best = {"metrics": values | {"best_epoch": epoch}, "weights": weights, "score": score}
             yield values
@@ -106,7 +108,7 @@ class Trainer:
             pass
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """Run one pass over the training images and return train_loss, train_accuracy, ... and learning_rate.
+        """Run one pass over the training images; return image_size, train_loss, train_accuracy, ..., learning_rate.
 
         The loss is the cross-entropy without label smoothing, as in validation. Augmentation and dropout follow from
         (seed, epoch, step).
@@ -116,7 +118,8 @@ class Trainer:
         self._check_finite(epoch, losses, rates)
         labels = self.train.labels.numpy()
         scores = averages(labels, predicted)
-        values = {"train_loss": float(losses.sum() / len(order)), "train_accuracy": float((predicted == labels).mean())}
+        values = {"image_size": self.training_size(epoch), "train_loss": float(losses.sum() / len(order))}
+        values["train_accuracy"] = float((predicted == labels).mean())
         return values | {f"train_{name}": scores[name] for name in SCORES} | {"learning_rate": rates[-1]}
 
     def _run_steps(self, epoch: int, order: np.ndarray) -> tuple[Tensor, np.ndarray, list[float]]:
@@ -125,7 +128,7 @@ class Trainer:
         Returns the summed loss of each step [steps], the class predicted for each image int64 [N], as numbered in the
         split, and the learning rate of each step.
         """
-        size = image_size(self.training.resolution_schedule, epoch, self.training.num_epochs, self.train.resize.size)
+        size = self.training_size(epoch)
         group, batch_size = self.group, self.training.batch_size
         batch_sizes = [len(batch) for batch in deal(order, batch_size)]  # of all processes together
         own_rows = np.concatenate(deal(order, batch_size, group.index, group.count))
@@ -195,10 +198,20 @@ class Trainer:
             with self.precision.autocast():
                 recompute_statistics(self.network, (self.normalize(i.to(self.precision.device)) for i, _ in sample))
 
-    def validate(self) -> dict[str, float]:
+    def training_size(self, epoch: int) -> int:
+        """The image size that an epoch trains at, in pixels."""
+        return image_size(self.training.resolution_schedule, epoch, self.training.num_epochs, self.full_size)
+
+    def validation_size(self, epoch: int) -> int:
+        """The image size that an epoch is validated at: that of its training, and the full one in the last epoch."""
+        return self.full_size if epoch == self.training.num_epochs - 1 else self.training_size(epoch)
+
+    def validate(self, size: int) -> dict[str, float]:
+        """Loss, accuracy and weighted averages on val, its images scaled to `size` pixels on the device."""
         rows = np.array_split(np.arange(len(self.val)), self.group.count)[self.group.index]
         parts = batches(self.val, self.training.batch_size, rows)
-        _, part = predict(self.network, self.normalize, parts, self.precision)
+        network = self.network if size == self.full_size else AtSize(self.network, size)
+        _, part = predict(network, self.normalize, parts, self.precision)
         probabilities = self.group.collect(torch.from_numpy(part).to(self.precision.device), rows, len(self.val))
         values = classification(self.val.labels.numpy(), probabilities)
         return {name: values[name] for name in ("loss", "accuracy", *SCORES)}
@@ -226,4 +239,4 @@ class Trainer:
 
 def in_words(values: dict[str, float]) -> str:
     """The figures of an epoch that its line shows."""
-    return ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)
+    return f"at {values['image_size']} px: " + ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)

@@ -1,0 +1,41 @@
+"""`image-classifier summary`: what the last run gave, and what to type next."""
+
+from pathlib import Path
+
+from image_classifier.core import config, files, tables
+
+METRICS, EXPORT = Path("metrics"), Path("models/export")
+NEXT = (
+    ("dvc exp run -S training.learning_rate=3e-4", "change a parameter; what does not depend on it is not run again"),
+    ("dvc metrics diff", "compare with the last commit"),
+    ("dvc plots show", "curves, confusion matrix, reliability, galleries"),
+    ("image-classifier predict FOLDER", "classify images"),
+    ("make ui", "the runs in MLflow, on http://127.0.0.1:5000"),
+)
+
+
+def main() -> int:
+    """Print the accuracy with its interval, where the model is, and the next commands.
+
+    Raises UserError: the pipeline has not been run to its end.
+    """
+    remedy = "run `dvc repro`"
+    best = files.read_json(METRICS / "train/metrics.json", remedy)
+    parity = files.read_json(METRICS / "export/metrics.json", remedy)
+    accuracy, low, high = tables.read_intervals(METRICS / "evaluate/intervals.csv").loc["accuracy"]
+    predictions = tables.read_predictions(METRICS / "evaluate/predictions.csv")
+    wrong = int((predictions["actual"] != predictions["predicted"]).sum())
+    params = config.load()
+    agreement = min(parity["onnx_agreement"], parity["hf_agreement"])
+    print(f"\n{params.model.name} on {params.data.source}")
+    print(f"  test accuracy  {accuracy:.2%} (95% interval {low:.2%} to {high:.2%}): {wrong} mistakes in", end=" ")
+    print(f"{len(predictions):,} images")
+    print(f"  best epoch     {best['best_epoch'] + 1} of {params.training.num_epochs},", end=" ")
+    print(f"val accuracy {best['val_accuracy']:.2%}")
+    print(f"  model          {EXPORT}/model.onnx and {EXPORT}/hf agree with torch on {agreement:.2%} of them")
+    print(f"  report         {METRICS}/report.md\n")
+    print("Next, after `source .venv/bin/activate`:")
+    width = max(len(command) for command, _ in NEXT)
+    for command, what in NEXT:
+        print(f"  {command:<{width}}  {what}")
+    return 0
