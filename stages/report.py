@@ -22,7 +22,8 @@ def main() -> None:
         folder.mkdir()
         plots.curves(folder / "curves.png", report.epochs(METRICS / "train"))
     report.write_report(METRICS / "report.md", params, METRICS, INDEX, weights, RECIPES)
-    add_to_model_run(params.mlflow, weights, {}, [METRICS / "report", METRICS / "report.md"])
+    artifacts, summary = [METRICS / "report", METRICS / "report.md"], report.description(METRICS / "report.md")
+    add_to_model_run(params.mlflow, weights, {}, artifacts, summary)
     print(f"report: {METRICS / 'report.md'}; {took()}")
 
 

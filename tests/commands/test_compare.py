@@ -31,13 +31,13 @@ def test_a_gain_is_counted_image_by_image(project, change, capsys):
 def test_a_model_is_no_better_than_itself(project, capsys):
     compare.main("HEAD", "workspace")
     text = capsys.readouterr().out
-    assert "p = 1: no difference" in text and "recall" not in text and "param" not in text
+    assert "p = 1: not significant" in text and "recall" not in text and "param" not in text
 
 
 def test_other_test_images_are_refused(project):
     rows = pd.read_csv(PREDICTIONS, dtype=str)
     rows[:100].to_csv(PREDICTIONS, index=False)
-    with pytest.raises(UserError, match="HEAD was tested on 360 pictures and workspace on 100, 100 of them the same"):
+    with pytest.raises(UserError, match="HEAD was tested on 360 images and workspace on 100, 100 of them the same"):
         compare.main("HEAD", "workspace")
 
 

@@ -8,7 +8,8 @@ from image_classifier.core import config, files, tables
 from image_classifier.core.config import Config
 from image_classifier.core.errors import UserError
 from image_classifier.export import register
-from image_classifier.tracking.model_run import claim_run, upload
+from image_classifier.reporting import report
+from image_classifier.tracking.model_run import DESCRIPTION_TAG, claim_run, upload
 from image_classifier.tracking.server import connection
 from image_classifier.training import tracker
 
@@ -57,6 +58,8 @@ def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
             whole = [f"{path.name}/{part.name}" for part in path.iterdir()] if path.is_dir() else [path.name]
             if not kept.issuperset(whole):
                 upload(client, run, path)
+        if DESCRIPTION_TAG not in run.data.tags:
+            client.set_tag(run.info.run_id, DESCRIPTION_TAG, report.description(metrics / "report.md"))
         if not register.versions(client, params.mlflow, run.info.run_id):
             register.register(client, params.mlflow, run.info.run_id, onnx)
     except Exception as error:

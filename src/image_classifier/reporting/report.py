@@ -59,6 +59,11 @@ def write_report(path: Path, config: Config, metrics: Path, index: Path, weights
         unfinished.write_text(render(TEMPLATE, facts), encoding="utf-8")
 
 
+def description(path: Path) -> str:
+    """What stands in a report before its first image: the paragraphs and the table of scores."""
+    return path.read_text(encoding="utf-8").partition("\n")[2].partition("\n## Every epoch")[0].strip()
+
+
 def epochs(train: Path) -> pd.DataFrame:
     """One row an epoch, from 1: the image size, and the scores of train and val in DVCLive's folder."""
     columns = ["image_size", *(f"{split}_{name}" for split in ("train", "val") for name in SCORES)]

@@ -14,16 +14,23 @@ from image_classifier.core.config import Mlflow
 from image_classifier.tracking.server import connection
 from image_classifier.tracking.server.connection import CHOSEN, MODEL_TAG, PATIENCE
 
+DESCRIPTION_TAG = "mlflow.note.content"
 
-def add_to_model_run(settings: Mlflow, sha256: str, values: dict[str, float], artifacts: Sequence[Path]) -> None:
+
+def add_to_model_run(
+    settings: Mlflow, sha256: str, values: dict[str, float], artifacts: Sequence[Path], description: str = ""
+) -> None:
     """Add to the newest run of the model with these weights; open one if there is none.
 
-    `values` are metrics under their names in MLflow, `artifacts` files and folders.
+    `values` are metrics under their names in MLflow, `artifacts` files and folders; `description` is Markdown, which
+    MLflow shows above them.
     """
     with connection.tolerated("logging"):
         client, experiment = connection.connect(settings)
         run = claim_run(client, experiment, sha256)
         client.log_batch(run.info.run_id, connection.points(values))  # first: a busy server may give up on large files
+        if description:
+            client.set_tag(run.info.run_id, DESCRIPTION_TAG, description)
         for path in artifacts:
             with connection.tolerated(f"uploading {path}"):
                 upload(client, run, path)

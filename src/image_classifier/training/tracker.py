@@ -19,6 +19,8 @@ from image_classifier.tracking.server import connection
 from image_classifier.tracking.server.connection import DATA_TAG, EXPERIMENT_TAG, MODEL_TAG
 from image_classifier.training.timing import TRACKING, Stopwatch
 
+# Facts that begin so describe the machine and the code: they go into one artifact, the others become tags.
+ENVIRONMENT = ("python", "platform", "processor", "threads", "deterministic", "git.", "version.")
 HEADLINE = ("best_epoch", "val_accuracy", "val_loss")  # of metrics.json
 TRAINING_TAG = "training.id"  # a random number, so that no user, host or path is told
 TRAINING = "mlflow-run"  # in the folder of a training's lock: the file that holds its id
@@ -29,18 +31,20 @@ class Tracker(AbstractContextManager):
 
     A training that goes on after it was killed goes on in its run, found by an id that is kept beside
     the file of `lock`, which the caller holds. Every key of `config` and `num_classes` become
-    parameters there, `tags` (`data.sha256`, and facts that may differ between equal runs) tags.
+    parameters there. `facts` (`data.sha256`, and what may differ between equal runs) become tags and environment.json.
 
     After a failure the next epoch tries again and sends what is missing; after several in a row only
     every second, fourth, ... epoch does, so that a server that does not answer costs seconds.
     """
 
     def __init__(
-        self, folder: str, config: Config, num_classes: int, tags: dict[str, str], lock: FileLock, clock: Stopwatch
+        self, folder: str, config: Config, num_classes: int, facts: dict[str, str], lock: FileLock, clock: Stopwatch
     ):
         # dvcyaml=None: dvc.yaml is written by hand; DVCLive would rewrite it while the pipeline runs.
         self.live = Live(folder, dvcyaml=None, save_dvc_exp=False, report=None)
-        self.config, self.num_classes, self.tags, self.clock = config, num_classes, tags, clock
+        self.config, self.num_classes, self.clock = config, num_classes, clock
+        self.environment = {name: value for name, value in facts.items() if name.startswith(ENVIRONMENT)}
+        self.tags = {name: value for name, value in facts.items() if name not in self.environment}
         self.lock = Path(lock.lock_file)
         self.client: MlflowClient | None = None
         self.run_id = ""
@@ -73,11 +77,11 @@ class Tracker(AbstractContextManager):
         best = {name: best[name] for name in HEADLINE}
         files.write_json(self.live.metrics_file, best)  # DVCLive itself would add its step
         figures = {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}
-        seconds = self.clock.seconds
-        figures |= {f"seconds.{phase}": spent for phase, spent in seconds.items()}
-        figures |= {f"share.{phase}": spent / sum(seconds.values()) for phase, spent in seconds.items()}
         points = connection.points(figures | {"images_per_second": self.clock.rate()})
         self._try("logging", points, [RunTag(MODEL_TAG, model_sha256)], "FINISHED")
+        if self.client and not self.failures:
+            with connection.tolerated("uploading seconds.json"):
+                self.client.log_dict(self.run_id, dict(self.clock.seconds), "seconds.json")
         if self.failures and self.run_id:
             with connection.tolerated("keeping the run's id"), files.atomic(connection.note(model_sha256)) as note:
                 note.write_text(self.run_id)
@@ -101,6 +105,8 @@ class Tracker(AbstractContextManager):
         tags = self.tags | {
             TRAINING_TAG: _training_id(self.lock.with_name(TRAINING)),
             EXPERIMENT_TAG: os.environ.get("DVC_EXP_NAME", ""),
+            "mlflow.source.name": "stages/train.py",
+            "mlflow.source.git.commit": self.environment.get("git.commit", ""),
         }
         _mark_killed(client, experiment, self.lock)
         # With its tags from the start: killed in the next moment it is still found.
@@ -111,6 +117,8 @@ class Tracker(AbstractContextManager):
         params = [] if run.data.params else mlflow_params(self.config, self.num_classes)
         client.log_batch(self.run_id, [], params, [RunTag(name, value) for name, value in tags.items()])
         log_data(client, self.run_id, self.config, tags[DATA_TAG])
+        if params and self.environment:
+            client.log_dict(self.run_id, self.environment, "environment.json")
         return client
 
 

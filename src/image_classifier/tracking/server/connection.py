@@ -28,6 +28,7 @@ HASTE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "4", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 
 CHOSEN = {name for name in HASTE if name in os.environ}  # by the user
 os.environ.update({name: value for name, value in HASTE.items() if name not in CHOSEN})
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # or MLflow may open it in its view of language models
 MODEL_TAG = "model.sha256"
 DATA_TAG = "data.sha256"  # of the index of the training shards
 EXPERIMENT_TAG = "dvc.experiment"
@@ -61,10 +62,12 @@ def connect(settings: Mlflow) -> tuple[MlflowClient, str]:
         found = client.get_experiment_by_name(name)
         if found is None:
             artifacts = store.with_name("mlruns").as_uri() if store else None
-            return client, client.create_experiment(name, artifact_location=artifacts)
+            return client, client.create_experiment(name, artifact_location=artifacts, tags=KIND)
     if found.lifecycle_stage == "deleted":
         restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
         raise UserError(f"the experiment {name} was deleted: run `{restore}`, or set mlflow.experiment_name")
+    if not KIND.keys() & found.tags.keys():
+        client.set_experiment_tag(found.experiment_id, *next(iter(KIND.items())))
     return client, found.experiment_id
 
 
