@@ -27,6 +27,7 @@ from image_classifier.core import config, files, runtime
 from image_classifier.core.entry import exit_with
 from image_classifier.core.errors import UserError
 from image_classifier.core.files import SUMS
+from image_classifier.images import shards
 from image_classifier.images.shards import ShardReader, ShardWriter, _checksum, _write_sealed
 from image_classifier.model import numerics
 from image_classifier.training import resume
@@ -153,7 +154,7 @@ def test_ctrl_c_and_a_kinder_kill_end_in_one_line(project, number):
 
 
 def test_prepare_goes_on_after_the_shards_already_finished(project, trained, monkeypatch):
-    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (None, 64))  # images a shard
+    monkeypatch.setattr(shards, "SHARD_SIZE", 64)
     shutil.rmtree("data/shards")
     prepare.main()
     whole = {path: files.sha256(path) for path in Path("data/shards").rglob("*.*")}
@@ -177,7 +178,7 @@ def test_prepare_goes_on_after_the_shards_already_finished(project, trained, mon
 
 
 def test_prepare_of_another_input_starts_afresh(project, monkeypatch):
-    monkeypatch.setattr(ShardWriter.__init__, "__defaults__", (None, 64))  # images a shard
+    monkeypatch.setattr(shards, "SHARD_SIZE", 64)
     close = ShardWriter.close
     monkeypatch.setattr(ShardWriter, "close", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -319,7 +320,7 @@ def test_a_pickle_is_never_executed_wherever_it_lies(project, monkeypatch):
         path.unlink()  # a link into DVC's cache
     shard.write_bytes(evil)
     _write_sealed(shard.with_name("index.json"), index)
-    with pytest.raises(UserError, match=r"shard-00000.safetensors is no shard"):
+    with pytest.raises(UserError, match=r"shard-00000.safetensors is not a shard"):
         train.main()
 
     folder = Path("models/checkpoint")

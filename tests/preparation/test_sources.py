@@ -183,7 +183,7 @@ def test_tables_that_number_the_classes_otherwise_are_refused(workspace):
     (test,) = folder.rglob("test-*.parquet")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=NAMES[::-1])})
     datasets.Dataset.from_dict(pets(10, first=100), features=features).to_parquet(test)
-    assert "test-00000-of-00001.parquet numbers its classes otherwise" in refused()
+    assert "test-00000-of-00001.parquet has other class numbers" in refused()
 
 
 def test_a_readme_cannot_bring_tables_from_elsewhere(workspace):
@@ -193,7 +193,7 @@ def test_a_readme_cannot_bring_tables_from_elsewhere(workspace):
     card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {path}\n---\n"
     (workspace / "data/raw/pets/README.md").write_text(card)
     message = refused()
-    assert "data.source = data/raw/pets takes " in message and "from elsewhere: its files must lie in it" in message
+    assert "data.source = data/raw/pets refers to " in message and "outside of it: put its files inside" in message
 
 
 def test_all_unreadable_files_are_named_also_beyond_a_subset(workspace):
@@ -401,7 +401,7 @@ def empty_class(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "data", "expected"),
     [
-        (lambda folder: None, {}, "data.source = data/raw/pets: there is no such folder"),
+        (lambda folder: None, {}, "data.source: data/raw/pets does not exist"),
         (empty, {}, "data.source = data/raw/pets is empty"),
         (stray, {}, "data/raw/pets/readme.txt is a file among the folders of the classes"),
         (beside_splits, {}, "data/raw/pets holds the splits train and also extra"),
@@ -425,7 +425,7 @@ def empty_class(folder: Path) -> None:
             {"subset_size": 99},
             "data.subset_size = 99, but the training",
         ),
-        (lambda folder: parquet(folder, train=pets(40)), {"image_column": "x"}, "data.image_column = x is no column"),
+        (lambda folder: parquet(folder, train=pets(40)), {"image_column": "x"}, "data.image_column = x is not a column"),
         (lambda folder: parquet(folder, train=pets(40)), {"val_from": "validation"}, "has no validation split"),
         (lambda folder: None, {"source": "data/raw/../pets"}, "leaves data/raw/"),
     ],
@@ -674,7 +674,7 @@ def test_a_readme_that_names_files_elsewhere_is_refused_before_it_is_followed(wo
     card = f"\n---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n"  # after a blank line too
     (workspace / "data/raw/pets/README.md").write_text(card)
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: pytest.fail("it was followed"))
-    assert f"takes {path} from elsewhere" in refused()
+    assert f"refers to {path}, outside of it" in refused()
 
 
 def test_splits_of_other_names_are_told(workspace, capsys):

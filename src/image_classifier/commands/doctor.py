@@ -47,7 +47,7 @@ def _repository() -> str:
     _output("git", "var", "GIT_COMMITTER_IDENT", remedy="set user.name and user.email; experiments need them")
     changed = _output("git", "status", "--porcelain", remedy="run `git status`").splitlines()
     folders.check(Path("data/raw"))  # DVC itself would fail without naming the file
-    _output(sys.executable, "-m", "dvc", "stage", "list", "-q", remedy="mend dvc.yaml, or run this from a clone")
+    _output(sys.executable, "-m", "dvc", "stage", "list", "-q", remedy="fix dvc.yaml, or run this from a clone")
     unfinished = [path.parent for path in Path(".resume").glob("*/epoch-*.pt")]
     size = sum(path.stat().st_size for folder in unfinished for path in folder.iterdir()) / 1e6
     kept = f"; .resume keeps {len(unfinished)} unfinished trainings ({size:.0f} MB): remove what will not go on"

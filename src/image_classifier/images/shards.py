@@ -35,8 +35,9 @@ class ShardWriter:
     those left out, may grow meanwhile.
     """
 
-    def __init__(self, folder: Path, resize: Resize, findings: dict | None = None, shard_size: int = SHARD_SIZE):
+    def __init__(self, folder: Path, resize: Resize, findings: dict | None = None, shard_size: int | None = None):
         self.folder, self.resize, self.findings = folder, resize, {} if findings is None else findings
+        shard_size = shard_size or SHARD_SIZE
         folder.mkdir(parents=True, exist_ok=True)
         self.images = torch.empty((shard_size, resize.size, resize.size, 3), dtype=torch.uint8)
         self.labels = torch.empty(shard_size, dtype=torch.int64)
@@ -133,7 +134,7 @@ class ShardReader:
                 hashes.append(tensors["hashes"])
             self.labels = torch.cat(labels)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'index.json'} is no index of shards ({error!r}): {REMEDY}") from None
+            raise UserError(f"{folder / 'index.json'} is not an index of shards ({error!r}): {REMEDY}") from None
         self.hashes = [bytes(row).hex() for row in torch.cat(hashes).numpy()]
         self.starts = np.cumsum([0] + [len(images) for images in self.images])
 
@@ -176,4 +177,4 @@ def _open(folder: Path, shard: dict[str, Any], remedy: str) -> dict[str, Tensor]
         with safe_open(path, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in ("images", "labels", "hashes", "rows")}
     except SafetensorError as error:
-        raise UserError(f"{path} is no shard ({error}): {remedy}") from None
+        raise UserError(f"{path} is not a shard ({error}): {remedy}") from None

@@ -38,7 +38,7 @@ def check_card(folder: Path) -> None:
 
     for path in texts((settings or {}).get("configs")):
         if "://" in path or path.startswith(("/", "~")) or ".." in Path(path).parts:
-            raise UserError(f"data.source = {folder} takes {path} from elsewhere: its files must lie in it")
+            raise UserError(f"data.source = {folder} refers to {path}, outside of it: put its files inside")
 
 
 def check_tables(folder: Path, builder: datasets.DatasetBuilder) -> None:
@@ -50,10 +50,10 @@ def check_tables(folder: Path, builder: datasets.DatasetBuilder) -> None:
     for file in chain.from_iterable((builder.config.data_files or {}).values()):
         path = Path(os.path.abspath(file))
         if not path.is_relative_to(folder.absolute()):
-            raise UserError(f"data.source = {folder} takes {file} from elsewhere: its files must lie in it")
+            raise UserError(f"data.source = {folder} refers to {file}, outside of it: put its files inside")
         features: dict[str, Any] = {}
         with suppress(pyarrow.ArrowInvalid):  # no parquet, or damaged: loading it will say so
             features = datasets.Features.from_arrow_schema(parquet.read_schema(path))
         for name, feature in features.items():
             if isinstance(feature, datasets.ClassLabel) and feature != known.setdefault(name, feature):
-                raise UserError(f"data.source = {folder}: {path.name} numbers its classes otherwise than other tables")
+                raise UserError(f"data.source = {folder}: {path.name} has other class numbers than the other tables")

@@ -84,51 +84,44 @@ def _is_bytes(feature: Any) -> bool:
 
 
 def _image_column(chosen: str | None, features: datasets.Features) -> str:
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = found or [name for name, feature in features.items() if _is_bytes(feature)]
-    if chosen is not None:
-        check_column("data.image_column", chosen, features)
-        if not (isinstance(features[chosen], datasets.Image) or _is_bytes(features[chosen])):
-            raise UserError(
-                f"data.image_column = {chosen} is a column of type {_type(features[chosen])}, not of images or bytes"
-            )
-        return chosen
-    if not found:
-        raise UserError(f"the source has no column of images, only {', '.join(features)}")
-    if len(found) > 1:
-        raise UserError(
-            f"the source has {len(found)} columns of images: set data.image_column to one of {', '.join(found)}"
-        )
-    return found[0]
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    files = [name for name, feature in features.items() if _is_bytes(feature)]
+    return _column("image", "of images or bytes", chosen, images or files, images + files, features)
 
 
 def _label_column(chosen: str | None, image: str, features: datasets.Features) -> str:
-    plain = [
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    values = [
         name
         for name, feature in features.items()
         if name != image and isinstance(feature, datasets.Value) and not _is_bytes(feature)
     ]
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return _column("label", "of one label each", chosen, labels or values, labels + values, features)
+
+
+def _column(
+    what: str, kind: str, chosen: str | None, found: list[str], allowed: list[str], features: datasets.Features
+) -> str:
+    """The column of images or of labels: the one `chosen` among those allowed, or the only one found.
+
+    Raises UserError: there is none, or there are several.
+    """
+    key = f"data.{what}_column"
     if chosen is not None:
-        check_column("data.label_column", chosen, features)
-        if chosen not in (*found, *plain):
-            raise UserError(
-                f"data.label_column = {chosen} is a column of type {_type(features[chosen])}, not of one label each"
-            )
+        check_column(key, chosen, features)
+        if chosen not in allowed:
+            raise UserError(f"{key} = {chosen} is a column of type {_type(features[chosen])}, not {kind}")
         return chosen
-    found = found or plain
     if not found:
-        raise UserError(f"the source has no column of labels, only {', '.join(features)}")
+        raise UserError(f"the source has no column of {what}s, only {', '.join(features)}")
     if len(found) > 1:
-        raise UserError(
-            f"the source has {len(found)} columns of labels: set data.label_column to one of {', '.join(found)}"
-        )
+        raise UserError(f"the source has {len(found)} columns of {what}s: set {key} to one of {', '.join(found)}")
     return found[0]
 
 
 def check_column(key: str, chosen: str, features: datasets.Features) -> None:
     if chosen not in features:
-        raise UserError(f"{key} = {chosen} is no column of the source: it has {', '.join(features)}")
+        raise UserError(f"{key} = {chosen} is not a column of the source, which has {', '.join(features)}")
 
 
 def _type(feature: Any) -> str:

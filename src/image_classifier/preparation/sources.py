@@ -71,7 +71,9 @@ def _local(data: Data, folder: Path, scratch: Path) -> datasets.DatasetDict:
                 f"data.source = {folder} is in the workspace but this run, in a folder of its own, cannot see it: "
                 f"put it under DVC first: `dvc add {folder}`, then commit {folder}.dvc"
             )
-        raise UserError(f"data.source = {folder}: there is no such folder")
+        raise UserError(
+            f"data.source: {folder} does not exist: put one folder per class there, or set data.source=digits"
+        )
     folders.check(Path(LOCAL))
     what = f"data.source = {folder}"
     options: dict[str, Any] = {"cache_dir": str(scratch), "name": data.config}

@@ -185,4 +185,4 @@ def _told_once(group: Group) -> Iterator[None]:
             raise
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SILENT)
-        raise UserError("another process of this training is gone: see its machine's messages") from None
+        raise UserError("another process of this training has stopped: see the messages on its machine") from None
