@@ -425,7 +425,7 @@ def empty_class(folder: Path) -> None:
             {"subset_size": 99},
             "data.subset_size = 99, but the training",
         ),
-        (lambda folder: parquet(folder, train=pets(40)), {"image_column": "x"}, "data.image_column = x is not a column"),
+        (lambda folder: parquet(folder, train=pets(40)), {"image_column": "x"}, "x is not a column of the source"),
         (lambda folder: parquet(folder, train=pets(40)), {"val_from": "validation"}, "has no validation split"),
         (lambda folder: None, {"source": "data/raw/../pets"}, "leaves data/raw/"),
     ],
