@@ -662,6 +662,7 @@ def test_the_ui_opens_the_store_that_the_runs_are_in(project, monkeypatch, capsy
     monkeypatch.setattr(subprocess, "run", lambda words, **_: started.append(words) or Finished)
     assert command_line.main(["ui"]) == 0
     assert started[0][-1] == f"sqlite:///{project / 'mlflow.db'}" and "127.0.0.1" in started[0]
+    assert capsys.readouterr().out.endswith("/runs?workflowType=machine_learning\n")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hushed@mlflow.example.org")
     assert command_line.main(["ui"]) == 0 and len(started) == 1
     assert capsys.readouterr().out == "MLflow runs elsewhere: open https://mlflow.example.org\n"
