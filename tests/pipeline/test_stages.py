@@ -234,6 +234,15 @@ def test_each_normalization_is_the_same_in_training_onnx_and_hugging_faces_pipel
     assert bool(processing.get("do_flip_channel_order")) == (name == "checkpoint")  # BGR, as MobileViT was trained
 
 
+def test_recipes_of_the_users_own_do_not_stop_the_report(project):
+    Path("recipes/empty.yaml").write_text("# nothing\n")
+    Path("recipes/odd.yaml").write_text("published: {accuracy: 1}\ndata: {unknown: 1}\n")
+    stages_report.main()
+    Path("recipes/broken.yaml").write_text("a: [1\n")
+    with pytest.raises(UserError, match="broken.yaml is not valid YAML"):
+        stages_report.main()
+
+
 def test_only_the_published_recipe_is_compared_with_what_was_published(project):
     apply("cifar10")
     recipe = config.load()

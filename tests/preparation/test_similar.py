@@ -61,6 +61,20 @@ def test_images_without_content_are_like_none():
     assert found == []
 
 
+def test_copies_within_the_test_split_do_not_hide_those_across(digits):
+    twice = torch.cat([digits[:180], digits[:180]])
+    copies = torch.stack([saved(image, 75) for image in digits[100:150]])
+    found, _, caught = similar.pairs({"test": [twice], "train": [copies]})
+    assert len(found) == 50 and caught > 0.9
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_split_may_have_hardly_any_images(digits, count):
+    test = [digits[:count]] if count else []
+    found, _, _ = similar.pairs({"test": test, "val": [], "train": [digits[100:110]]})
+    assert found == []
+
+
 def test_the_index_names_both_files(tmp_path, monkeypatch, capsys):
     """A photo that was saved again, in another split, by a name."""
     project = new_project(tmp_path / "project")

@@ -74,7 +74,7 @@ def test_mlflow_and_dvclive_hold_the_same_series(trained, client):
 
 def assert_same_series(client: MlflowClient, run_id: str, folder: Path) -> None:
     files = list((folder / "metrics/train/plots/metrics").glob("*.tsv"))
-    assert len(files) == 12
+    assert len(files) == 13
     for path in files:
         rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
         history = sorted(client.get_metric_history(run_id, path.stem), key=lambda point: point.step)
@@ -666,6 +666,13 @@ def test_the_ui_opens_the_store_that_the_runs_are_in(project, monkeypatch, capsy
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hushed@mlflow.example.org")
     assert command_line.main(["ui"]) == 0 and len(started) == 1
     assert capsys.readouterr().out == "MLflow runs elsewhere: open https://mlflow.example.org\n"
+
+
+def test_the_ui_opens_also_where_the_experiment_was_deleted(project, monkeypatch, capsys):
+    client = client_of(project)
+    client.delete_experiment(client.get_experiment_by_name("image-classifier").experiment_id)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: Finished)
+    assert command_line.main(["ui"]) == 0 and "was deleted" in capsys.readouterr().out
 
 
 class Finished:

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from image_classifier.core import config, files, tables
+from ruamel.yaml import YAML
 
-METRICS, EXPORT = Path("metrics"), Path("models/export")
+from image_classifier.core import files, tables
+from image_classifier.core.errors import UserError
+
+METRICS, EXPORT, LOCK = Path("metrics"), Path("models/export"), Path("dvc.lock")
 NEXT = (
     ("dvc exp run -S training.learning_rate=3e-4", "change a parameter; what does not depend on it is not run again"),
     ("dvc metrics diff", "compare with the last commit"),
@@ -17,20 +20,25 @@ NEXT = (
 def main() -> int:
     """Print the accuracy with its interval, where the model is, and the next commands.
 
-    Raises UserError: the pipeline has not been run to its end.
+    Raises UserError: the pipeline has not been run to its end, or not here.
     """
     remedy = "run `dvc repro`"
+    for path in (EXPORT / "SHA256SUMS", METRICS / "evaluate/intervals.csv", METRICS / "evaluate/predictions.csv", LOCK):
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {remedy}")
+    # What was run, which params.yaml may no longer say.
+    run = YAML(typ="safe", pure=True).load(LOCK)["stages"]
+    data, training = run["prepare"]["params"]["params.yaml"], run["train"]["params"]["params.yaml"]
     best = files.read_json(METRICS / "train/metrics.json", remedy)
     parity = files.read_json(METRICS / "export/metrics.json", remedy)
     accuracy, low, high = tables.read_intervals(METRICS / "evaluate/intervals.csv").loc["accuracy"]
     predictions = tables.read_predictions(METRICS / "evaluate/predictions.csv")
     wrong = int((predictions["actual"] != predictions["predicted"]).sum())
-    params = config.load()
     agreement = min(parity["onnx_agreement"], parity["hf_agreement"])
-    print(f"\n{params.model.name} on {params.data.source}")
+    print(f"\n{training['model']['name']} on {data['data.source']}")
     print(f"  test accuracy  {accuracy:.2%} (95% interval {low:.2%} to {high:.2%}): {wrong} mistakes in", end=" ")
     print(f"{len(predictions):,} images")
-    print(f"  best epoch     {best['best_epoch'] + 1} of {params.training.num_epochs},", end=" ")
+    print(f"  best epoch     {best['best_epoch'] + 1} of {training['training']['num_epochs']},", end=" ")
     print(f"val accuracy {best['val_accuracy']:.2%}")
     print(f"  model          {EXPORT}/model.onnx and {EXPORT}/hf agree with torch on {agreement:.2%} of them")
     print(f"  report         {METRICS}/report.md\n")

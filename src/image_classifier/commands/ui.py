@@ -17,7 +17,12 @@ def main() -> int:
     if not address.startswith("sqlite:"):
         print(f"MLflow runs elsewhere: open {connection.reason(ValueError(address))}")
         return 0
-    _, experiment = connection.connect(settings)
-    print(f"the runs: http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning", flush=True)
+    try:
+        _, experiment = connection.connect(settings)
+        print(
+            f"the runs: http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning", flush=True
+        )
+    except Exception as error:  # such as a deleted experiment, which can be restored there
+        print(f"warning: MLflow: {connection.reason(error)}", flush=True)
     words = ["ui", "--host", "127.0.0.1", "--backend-store-uri", address]
     return subprocess.run([sys.executable, "-m", "mlflow", *words], check=False).returncode

@@ -73,9 +73,10 @@ def gate(
 
 
 def headline(table: pd.DataFrame) -> dict[str, float]:
-    """The figures of `gate` for metrics.json."""
+    """The figures of `gate` for metrics.json, of the formats that ship."""
     figures = {f"{form}_agreement": float(table.at[form, "agreement"]) for form in FORMATS}
-    return figures | ({"int8_accuracy": float(table.at["int8", "accuracy"])} if "int8" in table.index else {})
+    ships = "int8" in table.index and table.at["int8", "ships"]
+    return figures | ({"int8_accuracy": float(table.at["int8", "accuracy"])} if ships else {})
 
 
 def in_words(table: pd.DataFrame, count: int) -> str:

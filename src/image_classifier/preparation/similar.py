@@ -22,7 +22,10 @@ NEIGHBORS = 4  # whose medium thumbnails are compared
 SAMPLED = 200  # images that the thresholds are calibrated on
 LEAST = 0.9  # similarity of a near-duplicate, however unlike their originals copies are
 MISSED = 0.01  # share of the copies that may fall below each threshold
-CHUNK = 1024  # images at a time
+CHUNK = 256  # images at a time
+PAIRS = 64  # that are compared at a time, at full size
+SAMPLED_BYTES = 2**27  # of the sample, at most
+SAME = 0.9999  # similarity from which on two images of one split are copies themselves
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ def pairs(splits: dict[str, list[Tensor]]) -> tuple[list[Pair], float, float]:
     with its nearest neighbor.
     """
     names = list(splits)
+    if not splits[names[0]]:
+        return [], 1.0, 1.0
     known = torch.cat([coarse for coarse, _ in _thumbnails(splits[names[0]])])
     starts = [0]
     limits = _calibrated(splits[names[0]], known)
@@ -56,7 +61,12 @@ def pairs(splits: dict[str, list[Tensor]]) -> tuple[list[Pair], float, float]:
             nearest = (coarse @ known.T).topk(min(NEIGHBORS, len(known)))
             rows, ranks = (nearest.values >= limits.coarse).nonzero(as_tuple=True)
             others = nearest.indices[rows, ranks]
-            similar = _similarity(images[rows], _gather(splits, starts, others), limits.medium)
+            similar = torch.cat(
+                [
+                    _similarity(images[part], _gather(splits, starts, theirs), limits.medium)
+                    for part, theirs in zip(rows.split(PAIRS), others.split(PAIRS), strict=True)
+                ]
+            )
             best: dict[int, tuple[float, int]] = {}
             for row, other, similarity in zip(rows.tolist(), others.tolist(), similar.tolist(), strict=True):
                 if similarity >= limits.fine:
@@ -65,7 +75,8 @@ def pairs(splits: dict[str, list[Tensor]]) -> tuple[list[Pair], float, float]:
                 split = int(np.searchsorted(starts, other, side="right")) - 1
                 found.append(Pair(name, number + row, names[split], other - starts[split], round(similarity, 4)))
             number += len(images)
-        known = torch.cat([known, *own])
+        if name != names[-1]:
+            known = torch.cat([known, *own])
     return found, limits.fine, limits.caught
 
 
@@ -140,11 +151,12 @@ class Limits:
 def _calibrated(runs: list[Tensor], known: Tensor) -> Limits:
     """The limits that all but 1 % of the copies of a sample reach.
 
-    At least half of the sample's nearest neighbors in their own split, which are other images, lie below the last,
-    even where all images of a source look alike.
+    At least half of the sample's nearest neighbors in their own split lie below the last, even where all images of a
+    source look alike; copies within the split do not count.
     """
     random = np.random.default_rng(0)
-    numbers = torch.from_numpy(np.sort(random.permutation(len(known))[:SAMPLED]))
+    most = min(SAMPLED, max(1, SAMPLED_BYTES // runs[0][0].nbytes))
+    numbers = torch.from_numpy(np.sort(random.permutation(len(known))[:most]))
     images = _gather({"": runs}, [0], numbers)
     copies = torch.stack([_copy(image, random) for image in images])
     correlations = known[numbers] @ known.T
@@ -153,7 +165,9 @@ def _calibrated(runs: list[Tensor], known: Tensor) -> Limits:
     correlations[torch.arange(len(numbers)), numbers] = -1
     neighbors = _similarity(images, _gather({"": runs}, [0], correlations.argmax(1)))
     similar = _similarity(copies, images)
-    fine = round(max(LEAST, float(similar.quantile(MISSED)), float(neighbors.median())), 4)
+    others = neighbors[neighbors < SAME]
+    alike = float(others.median()) if len(others) else LEAST
+    fine = round(max(LEAST, float(similar.quantile(MISSED)), alike), 4)
     caught = (similar >= fine).float().mean()
     return Limits(float(coarse.quantile(MISSED)), float(medium.quantile(MISSED)), fine, float(caught))
 

@@ -25,6 +25,7 @@ TASK_BYTES = 2**24  # of their files and of the resized images, at most, where t
 BYTES_AHEAD = 2**29  # of all tasks that are begun and not yet written
 ROWS_READ = 8  # at a time: one by one takes longer
 SMALL = 128 * 128  # pixels: up to here an image is resized together with others of its size
+MOST = 2_000_000  # images among which near-duplicates are looked for: the time grows with train times test and val
 PACKAGES = ["datasets", "pillow", "torch", "numpy", "scikit-learn"]  # that decide the shards
 
 
@@ -81,7 +82,13 @@ def write_split(
 def write_indexes(writers: dict[str, ShardWriter], parts: dict[str, datasets.Dataset]) -> dict[str, Counter[str]]:
     """Look for near-duplicates across the splits, tell of them, and write each index; count the images by class."""
     contents = {split: writer.contents() for split, writer in writers.items()}
-    found, least, caught = similar.pairs({split: images for split, (images, _) in contents.items()})
+    if (count := sum(writer.counts.total() for writer in writers.values())) <= MOST:
+        found, least, caught = similar.pairs({split: images for split, (images, _) in contents.items()})
+    else:
+        found, least, caught = [], 1.0, 1.0
+        print(f"prepare: near-duplicates are not looked for among {count:,} images, more than {MOST:,}")
+    if caught < 0.5:
+        print(f"prepare: near-duplicates can hardly be told here: {caught:.0%} of copies are nearer than other images")
     for pair in found:
         names = []
         for split, number in ((pair.split, pair.number), (pair.other_split, pair.other_number)):

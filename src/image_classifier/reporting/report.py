@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from image_classifier.core import files, tables
 from image_classifier.core.config import Config
+from image_classifier.core.errors import UserError, first_line
 from image_classifier.core.markdown import render, to_markdown
 
 TEMPLATE = Path(__file__).with_name("report.md")
@@ -19,6 +20,7 @@ NO_PART = {
     "model": {"name", "revision"},
     "training": {"precision", "use_compile", "augmentation"},
 }
+NAMES = (("data", "source"), ("model", "name"))  # of which the last part counts, wherever they lie
 
 
 def write_report(path: Path, config: Config, metrics: Path, index: Path, weights: str, recipes: Path) -> None:
@@ -74,7 +76,10 @@ def epochs(train: Path) -> pd.DataFrame:
 def published_figures(config: Config, recipes: Path) -> dict[str, Any]:
     """The `published` block of the recipe that these params are, wherever its images and weights lie; {} if none."""
     for path in sorted(recipes.glob("*.yaml")):
-        recipe = YAML(typ="safe", pure=True).load(path)
+        try:
+            recipe = YAML(typ="safe", pure=True).load(path) or {}
+        except YAMLError as error:
+            raise UserError(f"{path} is not valid YAML: {first_line(error)}") from None
         published = recipe.pop("published", None)
         if published and _follows(config, recipe):
             return published
@@ -85,10 +90,11 @@ def _follows(config: Config, recipe: dict[str, dict[str, Any]]) -> bool:
     """Whether the params are those of a recipe, and its dataset and its model have the same names."""
     params = config.model_dump()
     for section, no_part in NO_PART.items():
-        if any(params[section][key] != value for key, value in recipe[section].items() if key not in no_part):
+        sets = recipe.get(section, {})
+        if any(params[section].get(key) != value for key, value in sets.items() if key not in no_part):
             return False
-    names = (("data", "source"), ("model", "name"))
-    return all(Path(params[section][key]).name == Path(recipe[section][key]).name for section, key in names)
+    names = [(params[section][key], recipe.get(section, {}).get(key, "")) for section, key in NAMES]
+    return all(Path(ours).name == Path(theirs).name for ours, theirs in names)
 
 
 def _confused(predictions: pd.DataFrame) -> str:

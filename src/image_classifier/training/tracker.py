@@ -49,6 +49,7 @@ class Tracker(AbstractContextManager):
         self.client: MlflowClient | None = None
         self.run_id = ""
         self.failures = self.pause = 0  # in a row; epochs until the next try
+        self.described = False  # whether the run has environment.json
         self._try("starting a run")
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
@@ -80,6 +81,8 @@ class Tracker(AbstractContextManager):
         points = connection.points(figures | {"images_per_second": self.clock.rate()})
         self._try("logging", points, [RunTag(MODEL_TAG, model_sha256)], "FINISHED")
         if self.client and not self.failures:
+            if not self.described:
+                self._describe(self.client)
             with connection.tolerated("uploading seconds.json"):
                 self.client.log_dict(self.run_id, dict(self.clock.seconds), "seconds.json")
         if self.failures and self.run_id:
@@ -117,9 +120,15 @@ class Tracker(AbstractContextManager):
         params = [] if run.data.params else mlflow_params(self.config, self.num_classes)
         client.log_batch(self.run_id, [], params, [RunTag(name, value) for name, value in tags.items()])
         log_data(client, self.run_id, self.config, tags[DATA_TAG])
-        if params and self.environment:
-            client.log_dict(self.run_id, self.environment, "environment.json")
+        self._describe(client)
         return client
+
+    def _describe(self, client: MlflowClient) -> None:
+        """Upload what the run was made with; `finish` tries again if that fails."""
+        with connection.tolerated("uploading environment.json") as problems:
+            if self.environment:
+                client.log_dict(self.run_id, self.environment, "environment.json")
+        self.described = not problems
 
 
 def _training_id(note: Path) -> str:

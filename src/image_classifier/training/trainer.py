@@ -90,6 +90,7 @@ class Trainer:
                     self.group.average(self.network)
                     size = self.validation_size(epoch)
                     values |= {f"val_{name}": value for name, value in self.validate(size).items()}
+                    values["val_image_size"] = size
             except torch.OutOfMemoryError:
                 size = self.training.batch_size
                 way = f"try {size // 2}" if size > 1 else "choose a smaller data.image_size"
@@ -239,4 +240,7 @@ class Trainer:
 
 def in_words(values: dict[str, float]) -> str:
     """The figures of an epoch that its line shows."""
-    return f"at {values['image_size']} px: " + ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)
+    sizes = f"at {values['image_size']} px"
+    if values["val_image_size"] != values["image_size"]:  # the last epoch of a schedule that ends below full size
+        sizes += f", validated at {values['val_image_size']} px"
+    return f"{sizes}: " + ", ".join(f"{name} {values[name]:.4f}" for name in SHOWN)
