@@ -35,6 +35,7 @@ from image_classifier.training.resume import State
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, export, prepare, train
 from tests.helpers.project import AS_A_USER, HANGS, KILLED, command, edit_params, new_project, wait_for
+from tests.helpers.training import validations
 
 STAGES = ("prepare", "train", "evaluate", "export")
 
@@ -275,15 +276,7 @@ def test_a_damaged_export_is_found_before_use(project, how):
 
 @pytest.mark.parametrize("how", ["flipped", "truncated"])
 def test_a_damaged_resume_state_is_named_and_costs_no_byte(project, trained, monkeypatch, capsys, how):
-    validate, calls = Trainer.validate, []
-
-    def dies_in_the_second_epoch(self, size):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return validate(self, size)
-
-    monkeypatch.setattr(Trainer, "validate", dies_in_the_second_epoch)
+    calls = validations(monkeypatch, dies_in=2)
     with pytest.raises(KeyboardInterrupt):
         train.main()
     (kept,) = Path(".resume").glob("*/epoch-*.pt")

@@ -35,6 +35,7 @@ from stages import evaluate, export, prepare, train
 from stages import report as stages_report
 from tests.helpers.architectures import KINDS, hub_folder
 from tests.helpers.project import command, edit_params, read, series
+from tests.helpers.training import validations
 
 INDEX, RECIPES = Path("data/shards/train/index.json"), Path("recipes")
 
@@ -311,15 +312,7 @@ def test_training_again_gives_the_same_bytes(project, trained):
 
 def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(project, trained, monkeypatch):
     shutil.rmtree("models/checkpoint")
-    validate, calls = Trainer.validate, []
-
-    def dies_in_the_second_epoch(self, size):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return validate(self, size)
-
-    monkeypatch.setattr(Trainer, "validate", dies_in_the_second_epoch)
+    calls = validations(monkeypatch, dies_in=2)
     with pytest.raises(KeyboardInterrupt):
         train.main()
     train.main()
