@@ -221,7 +221,8 @@ def test_a_run_has_its_tags_from_the_start(project, monkeypatch):
 
 def test_no_tag_tells_a_user_a_host_or_a_path(trained, client):
     (run,) = runs(client)
-    told = " ".join(run.data.tags.values())
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    told = " ".join([*run.data.tags.values(), *model.tags.values(), run.info.user_id])
     for secret in (str(Path.home()), str(trained), sys.prefix, platform.node(), getpass.getuser()):
         assert not re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", told), secret
 

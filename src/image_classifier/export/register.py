@@ -86,6 +86,10 @@ def _log_onnx(client: MlflowClient, run_id: str, path: Path) -> str:
         if error.error_code not in ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "NOT_IMPLEMENTED"):
             raise
         return _log_onnx_to_an_old_server(client, run_id, model, options)
+    # MLflow notes who logged the model and from which path, which others on the server need not know. To delete a tag
+    # that is not there is an error, so it is set first.
+    client.set_logged_model_tags(logged.model_id, {"mlflow.user": "", "mlflow.source.name": "stages/export.py"})
+    client.delete_logged_model_tag(logged.model_id, "mlflow.user")
     figures = {name: value for name, value in run.data.metrics.items() if name.startswith("test_")}
     used = [one.dataset for one in run.inputs.dataset_inputs][:1]
     about = {"dataset_name": used[0].name, "dataset_digest": used[0].digest} if used else {}
