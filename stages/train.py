@@ -7,7 +7,7 @@ from image_classifier.core import config, files, provenance, runtime
 from image_classifier.core.entry import exit_with, took
 from image_classifier.images.shards import ShardReader
 from image_classifier.model import checkpoint, numerics
-from image_classifier.training import distributed, resume
+from image_classifier.training import distributed, features, resume
 from image_classifier.training.build import build_network, input_normalization
 from image_classifier.training.timing import SAVING
 from image_classifier.training.tracker import Tracker
@@ -32,7 +32,8 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
     train, val = ShardReader("data/shards/train"), ShardReader("data/shards/val")
     network = build_network(params.model, train.class_names, train.resize.size, params.seed)
     normalize = input_normalization(params.data.normalization, params.model)
-    trainer = Trainer(network, normalize, compute, params.training, params.seed, train, val, group)
+    parts = features.set_up(network, normalize, compute, params.training, train, val)
+    trainer = Trainer(*parts[:2], compute, params.training, params.seed, *parts[2:], group)
     state, clock = resume.State(resume.fingerprint(params, compute, train, val)), trainer.clock
     if not group.first:
         state.restore(trainer)
@@ -49,8 +50,7 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
             print(f"train: epoch {number}/{params.training.num_epochs} {in_words(values)}", flush=True)
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
             checkpoint.save(folder, network, normalize, train.resize)
-        best = trainer.best["metrics"]
-        log.finish(best, files.sha256(CHECKPOINT / "model.safetensors"))
+        log.finish(best := trainer.best["metrics"], files.sha256(CHECKPOINT / "model.safetensors"))
         files.remove(state.folder)
     print(f"train: where the time went\n{clock.table()}")
     print(f"train: {CHECKPOINT}: epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}; {took()}")

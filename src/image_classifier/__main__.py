@@ -40,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="check that everything is fit to run, and say what to do if not")
     recipe = commands.add_parser("recipe", help="write a recipe into params.yaml")
     recipe.add_argument("name", metavar="NAME", help="a file in recipes/, without .yaml")
+    weights = commands.add_parser("weights", help="write pretrained weights that need no hub to models/pretrained")
+    weights.add_argument("name", metavar="NAME", help="efficientnet-lite0")
     commands.add_parser("sync", help="send MLflow what it missed of the current model while it could not be reached")
     commands.add_parser("promote", help="make the current model the champion of the registered model in MLflow")
     commands.add_parser("ui", help="open MLflow on http://127.0.0.1:5000")

@@ -24,6 +24,9 @@ def test_per_class_has_a_row_for_a_class_that_never_occurs():
     assert list(table["class"]) == ["cat", "dog", "emu"]
     assert list(table["support"]) == [3, 1, 0]
     assert table["f1_score"][2] == 0
+    # Two of three right; and nothing is known of a class without images.
+    assert [table[f"recall_{end}"][0] for end in ("low", "high")] == pytest.approx([0.2077, 0.9385], abs=1e-4)
+    assert [table[f"recall_{end}"][2] for end in ("low", "high")] == [0, 1]
 
 
 def test_a_probability_of_zero_gives_a_finite_loss():

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification
 
+from image_classifier.core.config import Model
+
 VIT = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -107,6 +109,12 @@ COMMON = {"clip", "convnext", "dinov2", "efficientnet", "mobilenet_v2", "poolfor
 
 # Four that differ most: convolutions with attention, attention alone, batch norm, dropout in the head.
 KINDS = ("mobilevit", "vit", "resnet", "efficientnet")
+
+
+def settings(name: str | Path, **changes) -> Model:
+    """The model section of params.yaml, from scratch unless a change says otherwise."""
+    values = {"revision": None, "pretrained": False, "freeze_backbone": False, "unfreeze_blocks": 0, "dropout": None}
+    return Model(name=str(name), **values | changes)
 
 
 def hub_folder(path: Path, kind: str, num_labels: int = 1000, weights: str | None = None) -> Path:

@@ -69,7 +69,8 @@ def test_normalize_leaves_channels_last():
 
 
 def build(**changes):
-    none = {"horizontal_flip": False, "crop_padding": 0, "rotation": 0, "color_jitter": 0, "trivial_augment": False}
+    none = dict.fromkeys(("crop_padding", "rotation", "color_jitter", "mixup", "cutmix"), 0)
+    none |= {"horizontal_flip": False, "random_resized_crop": None, "trivial_augment": False}
     return augmentation(Augmentation(**none | changes), 32)
 
 
@@ -81,6 +82,7 @@ def test_no_augmentation_is_none():
     "changes",
     [
         {"horizontal_flip": True},
+        {"random_resized_crop": 0.3},
         {"crop_padding": 0.125},
         {"rotation": 15},
         {"color_jitter": 0.4},

@@ -351,12 +351,12 @@ def test_a_step_that_overflows_is_skipped(project, change):
     trainer = Trainer(network, Normalize(), chosen, params.training, 0, reader, reader)
     images, labels = next(batches(reader, 16))
     before = [p.clone() for p in network.parameters()]
-    scale = trainer.scaler.get_scale()
+    scale = trainer.stepper.scaler.get_scale()
     network.classifier.bias.register_hook(lambda gradient: gradient * torch.inf)
     network.train()
-    trainer.step(images, labels, seed=0, size=32)
+    trainer.stepper.step(images, labels, seed=0, size=32)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    assert trainer.scaler.get_scale() < scale
+    assert trainer.stepper.scaler.get_scale() < scale
 
 
 def test_a_frozen_backbone_stays_as_it_was(project, change):

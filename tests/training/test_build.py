@@ -21,19 +21,14 @@ from image_classifier.images.shards import ShardReader
 from image_classifier.model import checkpoint, numerics
 from image_classifier.model.normalize import Normalize
 from image_classifier.training.build import OUTSIDE, build_network, input_normalization
-from image_classifier.training.freeze import head_parameters
+from image_classifier.training.layers import head_parameters
 from image_classifier.training.schedule import build_optimizer
 from image_classifier.training.sizes import check_sizes, forward_options
 from image_classifier.training.trainer import Trainer
 from tests.helpers import architectures
-from tests.helpers.architectures import KINDS, hub_folder
+from tests.helpers.architectures import KINDS, hub_folder, settings
 
 CLASSES = ["cat", "dog", "fish"]
-
-
-def settings(name: str | Path, **changes) -> Model:
-    values = {"revision": None, "pretrained": False, "freeze_backbone": False, "unfreeze_blocks": 0, "dropout": None}
-    return Model(name=str(name), **values | changes)
 
 
 def build(model: Model, image_size: int = 64):
@@ -246,7 +241,7 @@ def pretrained(tmp_path_factory):
 
 
 def test_every_architecture_is_tried_or_has_a_reason_not_to_be():
-    outside = {*OUTSIDE, "timm_wrapper"}  # which needs the package timm
+    outside = {*OUTSIDE, "timm_wrapper"}  # which has tests of its own
     assert architectures.TINY.keys() | outside == CLASSIFIERS.keys()
 
 
@@ -258,7 +253,7 @@ def test_every_architecture_trains_at_each_size_freezes_and_is_saved(pretrained,
     network = build(settings(path, pretrained=True)).train()
     theirs, ours = AutoModelForImageClassification.from_pretrained(path).state_dict(), network.state_dict()
     changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
-    head = head_parameters(network, settings(path))
+    head = head_parameters(network)
     assert changed and changed <= head
     for size in (64,) if kind in architectures.ONE_SIZE else (64, 96):
         check_sizes(network, {size: 2})
@@ -345,6 +340,6 @@ def test_recomputed_batch_norm_is_not_biased_by_dropout(project, change):
     network = build_network(params.model, reader.class_names, 64, 0)
     chosen = numerics.resolve("cpu", "fp32")
     trainer = Trainer(network, Normalize(), chosen, params.training, 0, reader, reader)
-    trainer.network = constant = Constant()
+    trainer.stepper.network = constant = Constant()
     trainer.recompute_batch_norm(0)
     assert constant.norm.running_var.abs().max() < 1e-6 and constant.dropout.p == 0.1

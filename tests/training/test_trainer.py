@@ -53,7 +53,7 @@ def fast_losses(name: str, rate: float = RATE) -> list[float]:
     trainer.network.train()
     own = batches(trainer.train, 16, shuffled(len(trainer.train), 0, 0))
     return [
-        trainer.step(images, labels, runtime.derive_seed(0, 0, step), 64)[0].item()
+        trainer.stepper.step(images, labels, runtime.derive_seed(0, 0, step), 64)[0].item()
         for step, (images, labels) in zip(range(STEPS), own, strict=False)
     ]
 
@@ -69,10 +69,12 @@ def test_the_fast_path_gives_the_losses_of_a_plain_loop(project):
     assert np.abs(np.subtract(other, plain)).max() > 5e-3
 
 
-@pytest.mark.parametrize(("stride", "expected"), [(1, torch.bfloat16), (2, torch.float32)])
-def test_strided_depthwise_convolutions_stay_in_float32(stride, expected):
+@pytest.mark.parametrize(
+    ("kernel", "stride", "expected"), [(3, 1, torch.bfloat16), (3, 2, torch.float32), (5, 1, torch.float32)]
+)
+def test_depthwise_convolutions_that_are_slow_in_bf16_stay_in_float32(kernel, stride, expected):
     torch.manual_seed(0)
-    layer = nn.Conv2d(8, 8, 3, stride=stride, padding=1, groups=8)
+    layer = nn.Conv2d(8, 8, kernel, stride=stride, padding=1, groups=8)
     chosen = numerics.resolve("cpu", "bf16")
     inputs = torch.randn(2, 8, 12, 12)
     plain = layer(inputs)

@@ -46,6 +46,12 @@ def _update(values: dict, changes: dict, prefix: str, changed: list[str]) -> Non
 
 
 def main(name: str) -> int:
-    """Apply a recipe and say what it changed."""
+    """Apply a recipe, say what it changed, and write the pretrained weights that it names, where a package has them."""
     print("\n".join(apply(name)) or f"params.yaml is {RECIPES / name}.yaml already")
+    model = Path(config.load().model.name)
+    if model.parent == Path("models/pretrained") and not model.is_dir():
+        from image_classifier.commands import weights  # which takes seconds: it loads torch
+
+        if model.name in weights.NETWORKS:
+            print(f"{weights.write(model.name)} written")
     return 0

@@ -82,10 +82,13 @@ class Model(Section):
 
 class Augmentation(Section):
     horizontal_flip: bool
+    random_resized_crop: Annotated[float, Field(gt=0, le=1)] | None
     crop_padding: Annotated[float, Field(ge=0, le=0.5)]
     rotation: Annotated[float, Field(ge=0, le=180)]
     color_jitter: Annotated[float, Field(ge=0, le=1)]
     trivial_augment: bool
+    mixup: Annotated[float, Field(ge=0)]
+    cutmix: Annotated[float, Field(ge=0)]
 
 
 class Training(Section):
@@ -95,11 +98,16 @@ class Training(Section):
     num_processes: Annotated[Any, AfterValidator(_processes)]
     num_epochs: Count
     batch_size: Count
+    accumulate_batches: Count
+    patience: Count | None
+    class_balance: Literal["none", "sampling", "loss"]
     resolution_schedule: Annotated[list[ImageSize], Field(min_length=1)] | None
     fast_mode: bool
     augmentation: Augmentation
     optimizer: Literal["adam", "adamw", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
+    head_lr_factor: Annotated[float, Field(gt=0)]
+    layer_lr_decay: Annotated[float, Field(gt=0, le=1)]
     adam_beta2: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     decay_norms_and_biases: bool
@@ -107,6 +115,7 @@ class Training(Section):
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
     gradient_clip: Annotated[float, Field(gt=0)] | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Fraction | None
     batch_norm_images: Count | None
 
 

@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
     """Facts about this run that no out may hold: interpreter, packages, processor, threads, commit."""
     packages = ["torch", "torchvision", "transformers", "safetensors", "datasets", "numpy", "pillow", "onnx"]
     packages += ["onnxscript", "onnxruntime", "scikit-learn", "scipy", "pandas", "matplotlib", "jinja2", "tabulate"]
-    packages += ["dvclive"]
+    packages += ["dvclive", "timm"]
     # Without what a running pipeline changes: DVC removes metrics before it makes them again.
     changed = _output("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!metrics", ":!dvc.lock")
     return {

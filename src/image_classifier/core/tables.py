@@ -11,7 +11,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def read_classes(path: Path) -> pd.DataFrame:
-    """per_class.csv of evaluate, indexed by class: precision, recall, f1_score, support."""
+    """per_class.csv of evaluate, indexed by class: precision, recall, f1_score, support, recall_low, recall_high."""
     return pd.read_csv(path, index_col="class", dtype={"class": str}, keep_default_na=False)
 
 

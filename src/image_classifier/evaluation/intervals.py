@@ -107,6 +107,13 @@ def _calibration_error(bins: np.ndarray, gaps: np.ndarray) -> float:
 
 
 def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[str]) -> pd.DataFrame:
-    """One row per class, in the dataset's order: precision, recall, F1 and support."""
-    scores = class_scores(labels, probabilities.argmax(axis=1), labels=range(len(class_names)))
-    return pd.DataFrame(dict(zip(("class", *AVERAGES, "support"), (class_names, *scores), strict=True)))
+    """One row per class, in the dataset's order: precision, recall, F1, support, and the 95 % interval of recall.
+
+    That interval says how much the few images of a rare class can say.
+    """
+    predicted = probabilities.argmax(axis=1)
+    scores = class_scores(labels, predicted, labels=range(len(class_names)))
+    table = pd.DataFrame(dict(zip(("class", *AVERAGES, "support"), (class_names, *scores), strict=True)))
+    hits = np.bincount(labels[labels == predicted], minlength=len(class_names))
+    ends = [wilson(*pair) if pair[1] else (0.0, 1.0) for pair in zip(hits.tolist(), table["support"], strict=True)]
+    return table.assign(recall_low=[low for low, _ in ends], recall_high=[high for _, high in ends])

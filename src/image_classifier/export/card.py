@@ -7,8 +7,9 @@ from image_classifier.core.config import Config
 from image_classifier.core.markdown import ROWS, cell, render, to_markdown
 
 TEMPLATE = Path(__file__).with_name("card.md")
-# Pretrained weights that carry Apple's sample-code license.
+# Pretrained weights that carry Apple's sample-code license, and those that `image-classifier weights` writes.
 APPLE = {f"mobilevit-{size}" for size in ("small", "x-small", "xx-small")}
+APACHE = {"efficientnet-lite0"}
 
 
 def write_card(path: Path, config: Config, weights: str, metrics: Path, index: Path) -> None:
@@ -24,6 +25,7 @@ def write_card(path: Path, config: Config, weights: str, metrics: Path, index: P
         "data": data,
         "model": model,
         "apple": model.pretrained and Path(model.name).name in APPLE,
+        "apache": model.pretrained and Path(model.name).name in APACHE,
         "class_names": ", ".join(map(cell, names[:ROWS])) + ("" if len(names) <= ROWS else ", ..."),
         "num_classes": len(names),
         "classes": to_markdown(classes, worst="f1_score"),

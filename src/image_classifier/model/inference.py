@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from image_classifier.core.errors import UserError
-from image_classifier.model.normalize import Normalize
 from image_classifier.model.numerics import Compute
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels int64 [N])
@@ -24,7 +23,7 @@ def with_progress(batches: Batches, count: int, title: str, shown: bool = True) 
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module, normalize: Normalize, batches: Batches, precision: Compute
+    network: nn.Module, normalize: nn.Module, batches: Batches, precision: Compute
 ) -> tuple[np.ndarray, np.ndarray]:
     """Classify every image: labels int64 [N] and probabilities float32 [N, classes].
 

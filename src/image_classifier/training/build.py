@@ -11,7 +11,11 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    PretrainedConfig,
     PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    TimmWrapperImageProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
@@ -19,7 +23,8 @@ from image_classifier.core import config, hub
 from image_classifier.core.config import Model
 from image_classifier.core.errors import UserError, first_line
 from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization_of
-from image_classifier.training.freeze import freeze, head_parameters
+from image_classifier.training import timm_models
+from image_classifier.training.layers import freeze, head_parameters
 from image_classifier.training.sizes import own_size, takes_positions, vision_config
 
 # Architectures that can be built without asking the hub, by transformers' own defaults for the
@@ -53,6 +58,8 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
     for module in network.modules():
         if isinstance(module, nn.Dropout) and model.dropout is not None:
             module.p = model.dropout
+    if isinstance(network, TimmWrapperForImageClassification):
+        timm_models.settle(network, class_names, model.dropout)
     for parameter in network.parameters():
         if not parameter.isfinite().all():
             raise UserError(f"model.name = {model.name} has weights that are not finite: fetch it again")
@@ -64,16 +71,18 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
             f"model.name = {model.name} takes images of {native_size} px: set data.image_size to that, not {image_size}"
         )
     if model.freeze_backbone:
-        freeze(network, head_parameters(network, model), model.unfreeze_blocks)
+        freeze(network, head_parameters(network), model.unfreeze_blocks)
     return network.to(memory_format=torch.channels_last)
 
 
 def _pretrained(model: Model, labels: dict[str, Any]) -> PreTrainedModel:
+    if model.name.startswith(timm_models.PREFIX) and not Path(model.name).is_dir():
+        timm_models.architecture(model.name)  # a typo is told at once, with names like it
     require_commit(model)
     if not Path(model.name).is_dir():
         print(f"train: looking for {model.name} in the cache and on the Hugging Face hub", flush=True)
-    kind = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False).model_type
-    _check_kind(kind, model)
+    config = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
+    _check_kind(config, model)
     network, report = AutoModelForImageClassification.from_pretrained(
         model.name,
         revision=model.revision,
@@ -83,16 +92,18 @@ def _pretrained(model: Model, labels: dict[str, Any]) -> PreTrainedModel:
         output_loading_info=True,
         **labels,
     )
-    head = head_parameters(network, model)
+    head = head_parameters(network)
     missing = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} - head)
     if missing:
         raise ValueError(
             f"its weights are of another architecture than its config.json: {len(missing)} of the backbone's "
             f"are missing, such as {missing[0]}."
         )
+    # Also where the checkpoint happens to have as many classes as we have: they are other classes.
+    if isinstance(network, TimmWrapperForImageClassification):
+        network.timm_model.reset_classifier(network.config.num_labels)
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and f"{name}.weight" in head:
-            # Also where the checkpoint happens to have as many classes as we have: they are other classes.
             nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -103,10 +114,14 @@ def _from_scratch(model: Model, labels: dict[str, Any], image_size: int) -> PreT
     kind = KNOWN_ARCHITECTURES.get(model.name, model.name)
     if kind in CONFIG_MAPPING:
         config = AutoConfig.for_model(kind, **labels)
+    elif kind.startswith(timm_models.PREFIX):
+        config = timm_models.configure(kind, labels, image_size)
     else:
         require_commit(model)
         config = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False, **labels)
-    _check_kind(config.model_type, model)
+    _check_kind(config, model)
+    if isinstance(config, TimmWrapperConfig):
+        return timm_models.from_scratch(config)
     vision = getattr(config, "vision_config", config)
     if (own := getattr(vision, "image_size", None)) is not None:
         vision.image_size = [image_size, image_size] if isinstance(own, list | tuple) else image_size
@@ -120,7 +135,10 @@ def _from_scratch(model: Model, labels: dict[str, Any], image_size: int) -> PreT
     return network
 
 
-def _check_kind(kind: str, model: Model) -> None:
+def _check_kind(config: PretrainedConfig, model: Model) -> None:
+    if isinstance(config, TimmWrapperConfig):
+        timm_models.architecture(config.architecture)
+    kind = config.model_type
     fault = OUTSIDE.get(kind)
     if kind not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         fault = "is no image classifier of transformers"
@@ -170,6 +188,8 @@ def input_normalization(name: str, model: Model) -> Normalize:
     require_commit(model)
     try:
         found = AutoImageProcessor.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
+        if isinstance(found, TimmWrapperImageProcessor):
+            return Normalize(found.data_config["mean"], found.data_config["std"])
         return normalization_of(found.to_dict())
     except Exception as error:
         raise UserError(

@@ -33,7 +33,7 @@ def fingerprint(config: Config, compute: Compute, *data: ShardReader) -> str:
         "threads": config.num_threads or runtime.cpus(),
         "processor": provenance.processor(),
     }
-    return provenance.fingerprint("train", facts, ["torch", "torchvision", "transformers", "numpy"])
+    return provenance.fingerprint("train", facts, ["torch", "torchvision", "transformers", "timm", "numpy"])
 
 
 class State:

@@ -1,12 +1,14 @@
 """What changes from epoch to epoch: image size and learning rate; and the optimizer."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer, lr_scheduler
+from transformers import PreTrainedModel
 
 from image_classifier.core.config import Training
+from image_classifier.training.layers import head_parameters, layers
 
 
 def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_size: int) -> int:
@@ -23,19 +25,43 @@ def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_siz
     return schedule[len(schedule) - 1 - sizes_after]
 
 
-def build_optimizer(network: nn.Module, training: Training) -> Optimizer:
-    """The optimizer of all parameters that are trained."""
-    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]  # of norms, and biases
-    vector_decay = training.weight_decay if training.decay_norms_and_biases else 0.0
-    groups = [
-        {"params": matrices, "weight_decay": training.weight_decay},
-        {"params": vectors, "weight_decay": vector_decay},
-    ]
+def build_optimizer(network: PreTrainedModel, training: Training) -> Optimizer:
+    """The optimizer of all parameters that are trained, each with its share of the learning rate."""
+    factors = rate_factors(network, training)
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    # Matrices and filters first, then norms and biases.
+    for name, parameter in sorted(network.named_parameters(), key=lambda named: named[1].ndim <= 1):
+        if parameter.requires_grad:
+            factor, is_vector = factors.get(name, 1.0), parameter.ndim <= 1
+            decay = 0.0 if is_vector and not training.decay_norms_and_biases else training.weight_decay
+            settings = {"params": [], "weight_decay": decay, "lr": training.learning_rate * factor, "factor": factor}
+            groups.setdefault((factor, is_vector), settings)["params"].append(parameter)
+    found = list(groups.values())
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=True)
+        return torch.optim.SGD(found, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
-    return kind(groups, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+    return kind(found, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+
+
+def rate_factors(network: PreTrainedModel, training: Training) -> dict[str, float]:
+    """By what the learning rate is multiplied for each parameter, where that is not 1.
+
+    The head's by training.head_lr_factor; that of each block, from the last to the first, by once more
+    training.layer_lr_decay (Clark et al. 2020, arXiv 2003.10555).
+    """
+    if training.head_lr_factor == 1 and training.layer_lr_decay == 1:
+        return {}
+    *backbone, head = layers(network, head_parameters(network))
+    factors = dict.fromkeys(head, training.head_lr_factor)
+    for depth, names in enumerate(reversed(backbone)):
+        factors |= dict.fromkeys(names, training.layer_lr_decay**depth)
+    return factors
+
+
+def peak_rate(optimizer: Optimizer) -> float:
+    """The learning rate now, of what has no factor of its own."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group["factor"]
 
 
 def build_scheduler(optimizer: Optimizer, training: Training, steps: int) -> lr_scheduler.LRScheduler:

@@ -58,7 +58,14 @@ def check_sizes(network: PreTrainedModel, batches: dict[int, int]) -> None:
             with torch.no_grad():
                 pixels = torch.zeros(count, 3, size, size)
                 outputs = trial(pixel_values=pixels, **forward_options(trial, size)).logits.shape[-1]
-        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:  # of any architecture
+        except (
+            ValueError,
+            RuntimeError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            AssertionError,
+        ) as error:  # of any architecture
             if "more than 1 value per channel" in str(error):
                 raise UserError(
                     f"training.batch_size leaves a batch of one image, on which batch norm in {name} cannot train at "

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,20 +14,19 @@ from image_classifier.core import runtime
 from image_classifier.core.config import Training
 from image_classifier.core.errors import UserError
 from image_classifier.images.shards import ShardReader
-from image_classifier.model.batches import batches, deal, num_batches, shuffled
+from image_classifier.model.batches import batches, deal, shuffled
 from image_classifier.model.inference import predict, with_progress
-from image_classifier.model.normalize import Normalize
 from image_classifier.model.numerics import Compute
 from image_classifier.model.scores import averages, classification
-from image_classifier.training.augment import augment, augmentation, rescale
+from image_classifier.training.balance import balanced
 from image_classifier.training.distributed import Group
 from image_classifier.training.feeding import Feed
 from image_classifier.training.modes import recompute_statistics, train_mode
-from image_classifier.training.schedule import build_optimizer, build_scheduler, image_size
-from image_classifier.training.sizes import AtSize, check_sizes, forward_options, smallest_batches
-from image_classifier.training.timing import COMPUTE, COPYING, EVALUATION, OPTIMIZER, READING, Stopwatch
+from image_classifier.training.schedule import image_size, peak_rate
+from image_classifier.training.sizes import AtSize
+from image_classifier.training.stepper import Stepper
+from image_classifier.training.timing import COMPUTE, EVALUATION, READING, Stopwatch
 
-PARTS = ("network", "optimizer", "scheduler", "scaler")  # of a Trainer: they hold state
 SHOWN = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
 SCORES = ("precision", "recall", "f1_score")  # weighted by the size of the class
 
@@ -38,7 +36,7 @@ class Trainer:
     """A network and all that changes while it is trained on `train` and watched on `val`."""
 
     network: PreTrainedModel
-    normalize: Normalize
+    normalize: nn.Module  # from what the splits hold to what the network takes
     precision: Compute
     training: Training
     seed: int
@@ -51,10 +49,6 @@ class Trainer:
 
     def __post_init__(self):
         self.full_size = self.train.resize.size
-        check_sizes(self.network, smallest_batches(self.training, len(self.train), self.full_size))
-        self.precision.place(self.network)
-        self.normalize.to(self.precision.device)
-        steps = self.training.num_epochs * num_batches(len(self.train), self.training.batch_size)
         least = min(len(self.train), self.training.batch_size, 2 * len(self.val))
         if self.group.count > 1 and least < 2 * self.group.count:
             raise UserError(
@@ -63,17 +57,10 @@ class Trainer:
             )
         images = hashlib.sha256("".join(self.train.hashes + self.val.hashes).encode()).hexdigest()
         self.group.agree(f"{self.training} {self.seed} {self.precision.name} {self.network.config} {images}")
-        joined = self.group.join(self.network)
-        self.optimizer = build_optimizer(self.network, self.training)
-        self.scheduler = build_scheduler(self.optimizer, self.training, steps)
-        self.scaler = self.precision.scaler()
-        # On the CPU compiling takes minutes and gains nothing.
-        compiles = self.training.use_compile and self.precision.device.type == "cuda"
-        self.forward = torch.compile(joined) if compiles else joined
+        self.stepper = Stepper(
+            self.network, self.normalize, self.precision, self.training, self.train, self.group, self.clock
+        )
         self.feed = Feed(self.train, self.precision.device)
-        self.augmentation = None
-        if not self.training.fast_mode:
-            self.augmentation = augmentation(self.training.augmentation, self.train.resize.size)
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """Train the epochs that `history` does not hold yet, yielding the metrics of each.
@@ -82,12 +69,14 @@ class Trainer:
         left with the weights of the best epoch.
         """
         for epoch in range(len(self.history), self.training.num_epochs):
+            if self.has_settled():
+                break
             try:
                 values = self._train_epoch(epoch)
                 with self.clock(EVALUATION):
                     if epoch == self.training.num_epochs - 1:
                         self.recompute_batch_norm(epoch)
-                    self.group.average(self.network)
+                    self.group.average(self.stepper.shipped)
                     size = self.validation_size(epoch)
                     values |= {f"val_{name}": value for name, value in self.validate(size).items()}
                     values["val_image_size"] = size
@@ -98,10 +87,18 @@ class Trainer:
             self.history.append(values)
             score = values["val_accuracy"], -values["val_loss"]
             if size == self.full_size and (not self.best or score > self.best["score"]):
-                weights = copy.deepcopy({name: tensor.cpu() for name, tensor in self.network.state_dict().items()})
+                weights = copy.deepcopy(
+                    {name: tensor.cpu() for name, tensor in self.stepper.shipped.state_dict().items()}
+                )
                 self.best = {"metrics": values | {"best_epoch": epoch}, "weights": weights, "score": score}
             yield values
         self.network.load_state_dict(self.best["weights"])
+
+    def has_settled(self) -> bool:
+        """Whether no epoch since the best one was better, for as many epochs as training.patience says."""
+        if self.training.patience is None or not self.best:
+            return False
+        return len(self.history) - 1 - self.best["metrics"]["best_epoch"] >= self.training.patience
 
     def follow(self) -> None:
         """Train beside the first process, which logs and saves for all."""
@@ -114,10 +111,10 @@ class Trainer:
         The loss is the cross-entropy without label smoothing, as in validation. Augmentation and dropout follow from
         (seed, epoch, step).
         """
-        order = shuffled(len(self.train), self.seed, epoch)
+        order = self._order(epoch)
         losses, predicted, rates = self._run_steps(epoch, order)
         self._check_finite(epoch, losses, rates)
-        labels = self.train.labels.numpy()
+        labels = self.train.labels.numpy()[order]
         scores = averages(labels, predicted)
         values = {"image_size": self.training_size(epoch), "train_loss": float(losses.sum() / len(order))}
         values["train_accuracy"] = float((predicted == labels).mean())
@@ -126,30 +123,34 @@ class Trainer:
     def _run_steps(self, epoch: int, order: np.ndarray) -> tuple[Tensor, np.ndarray, list[float]]:
         """Take every step of an epoch, this process with its part of each batch.
 
-        Returns the summed loss of each step [steps], the class predicted for each image int64 [N], as numbered in the
-        split, and the learning rate of each step.
+        Returns the summed loss of each batch [batches], the class predicted for each image int64 [N] in `order`, and
+        the learning rate of each batch.
         """
         size = self.training_size(epoch)
         group, batch_size = self.group, self.training.batch_size
-        batch_sizes = [len(batch) for batch in deal(order, batch_size)]  # of all processes together
-        own_rows = np.concatenate(deal(order, batch_size, group.index, group.count))
+        places = np.arange(len(order))
+        batch_sizes = [len(batch) for batch in deal(places, batch_size)]  # of all processes together
+        own_places = np.concatenate(deal(places, batch_size, group.index, group.count))
+        accumulated = self.training.accumulate_batches
         train_mode(self.network)
         # What is measured stays on the device until the epoch ends: reading it would wait for the GPU.
         losses, guesses, rates = [], [], []
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
         own = self.clock.each(READING, self.feed.batches(batch_size, order, group))
-        for step, (images, labels) in enumerate(with_progress(own, len(own_rows), title, group.first)):
-            rates.append(self.optimizer.param_groups[0]["lr"])
+        for step, (images, labels) in enumerate(with_progress(own, len(own_places), title, group.first)):
+            rates.append(peak_rate(self.stepper.optimizer))
             # SeedSequence ignores trailing zeros, so that the first process draws what a single one would.
             seed = runtime.derive_seed(self.seed, epoch, step, group.index)
-            share = len(labels) * group.count / batch_sizes[step]
-            loss, guess = self.step(images, labels, seed, size, share)
+            start = step // accumulated * accumulated
+            together = batch_sizes[start : start + accumulated]  # whose gradients make one step of the optimizer
+            share = len(labels) * group.count / sum(together)
+            loss, guess = self.stepper.step(images, labels, seed, size, share, step == start + len(together) - 1)
             losses.append(loss * len(labels))
             guesses.append(guess)
         self.clock.images += len(order)
         with self.clock(COMPUTE):  # waits for the device
             sums = group.total(torch.stack(losses)).cpu()
-            return sums, group.collect(torch.cat(guesses), own_rows, len(order)), rates
+            return sums, group.collect(torch.cat(guesses), own_places, len(order)), rates
 
     def _check_finite(self, epoch: int, losses: Tensor, rates: list[float]) -> None:
         """Raise UserError where a loss, or a weight after the last step, is NaN or infinite."""
@@ -162,34 +163,11 @@ class Trainer:
                 f"{rates[bad[0]]:g}: lower training.learning_rate, or set training.gradient_clip"
             )
 
-    def step(self, images: Tensor, labels: Tensor, seed: int, size: int, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Take one step; return the mean loss before it, and the classes predicted int64 [N].
-
-        `share` is how many of the batch's images are here, relative to an equal share of the processes.
-        """
-        training, device = self.training, self.precision.device
-        torch.manual_seed(seed)  # augmentation and dropout
-        with self.clock(COPYING):
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            if self.augmentation is not None:
-                images = augment(images, self.augmentation)
-            pixels = rescale(self.normalize(images), size)
-        with self.clock(COMPUTE):
-            with self.precision.autocast():
-                logits = self.forward(pixel_values=pixels, **forward_options(self.network, size)).logits
-            logits = logits.float()
-            loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing) * share
-            self.optimizer.zero_grad()
-            self.scaler.scale(loss).backward()
-        with self.clock(OPTIMIZER):
-            if training.gradient_clip is not None:
-                self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
-            self.scaler.step(self.optimizer)  # leaves the weights alone when a gradient overflowed
-            self.scaler.update()
-            self.scheduler.step()
-        logits = logits.detach()
-        return F.cross_entropy(logits, labels), logits.argmax(1)
+    def _order(self, epoch: int) -> np.ndarray:
+        """The numbers of the images of an epoch, in the order in which it sees them."""
+        if self.training.class_balance == "sampling":
+            return balanced(self.train.labels.numpy(), self.seed, epoch)
+        return shuffled(len(self.train), self.seed, epoch)
 
     def recompute_batch_norm(self, epoch: int) -> None:
         """Replace the running batch-norm statistics, which lag after a short run; not in a frozen network."""
@@ -197,7 +175,9 @@ class Trainer:
         if images is not None and all(parameter.requires_grad for parameter in self.network.parameters()):
             sample = batches(self.train, self.training.batch_size, shuffled(len(self.train), self.seed, epoch)[:images])
             with self.precision.autocast():
-                recompute_statistics(self.network, (self.normalize(i.to(self.precision.device)) for i, _ in sample))
+                recompute_statistics(
+                    self.stepper.shipped, (self.normalize(i.to(self.precision.device)) for i, _ in sample)
+                )
 
     def training_size(self, epoch: int) -> int:
         """The image size that an epoch trains at, in pixels."""
@@ -211,7 +191,7 @@ class Trainer:
         """Loss, accuracy and weighted averages on val, its images scaled to `size` pixels on the device."""
         rows = np.array_split(np.arange(len(self.val)), self.group.count)[self.group.index]
         parts = batches(self.val, self.training.batch_size, rows)
-        network = self.network if size == self.full_size else AtSize(self.network, size)
+        network = self.stepper.shipped if size == self.full_size else AtSize(self.stepper.shipped, size)
         _, part = predict(network, self.normalize, parts, self.precision)
         probabilities = self.group.collect(torch.from_numpy(part).to(self.precision.device), rows, len(self.val))
         values = classification(self.val.labels.numpy(), probabilities)
@@ -219,8 +199,8 @@ class Trainer:
 
     def state_dict(self) -> dict:
         """Everything that the next epoch depends on: tensors and plain values alone."""
-        parts = {name: getattr(self, name).state_dict() for name in PARTS}
-        return {**parts, "history": self.history, "best": self.best, "num_processes": self.group.count}
+        own = {"history": self.history, "best": self.best, "num_processes": self.group.count}
+        return {"stepper": self.stepper.state_dict(), **own}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from what `state_dict` returned.
@@ -233,8 +213,7 @@ class Trainer:
                 f"{self.group.count}: set training.num_processes={state['num_processes']}, or remove .resume to start "
                 "afresh"
             )
-        for name in PARTS:
-            getattr(self, name).load_state_dict(state[name])
+        self.stepper.load_state_dict(state["stepper"])
         self.history, self.best = state["history"], state["best"]
 
 

@@ -1,0 +1,90 @@
+"""A network as layers from its input to its output: which are the classifier's head, and which are trained."""
+
+from timm.models import group_parameters
+from torch import nn
+from transformers import PreTrainedModel, TimmWrapperForImageClassification
+
+from image_classifier.core.errors import UserError
+
+
+def head_parameters(network: PreTrainedModel) -> set[str]:
+    """The parameters that belong to the classifier's head: what lies outside the backbone, or the last layer alone.
+
+    Raises UserError: there is no layer with one output per class.
+    """
+    if isinstance(network, TimmWrapperForImageClassification):
+        return _timm_head(network)
+    outputs = network.config.num_labels
+    layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
+    if not layers:
+        raise UserError(
+            f"model.name: {type(network).__name__} has no linear layer with {outputs} outputs to be its head"
+        )
+    prefix = f"{network.base_model_prefix}."
+    names = {name for name, _ in network.named_parameters()}
+    outside = {name for name in names if not name.startswith(prefix)}
+    if network.base_model is not network and f"{layers[-1]}.weight" in outside:
+        return outside
+    return {name for name in names if name.startswith(f"{layers[-1]}.")}
+
+
+def _timm_head(network: TimmWrapperForImageClassification) -> set[str]:
+    found = network.timm_model.get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)  # two, in a distilled network
+    own = {id(parameter) for head in heads for parameter in head.parameters()}
+    if not own:
+        raise UserError(
+            f"model.name: {network.config.architecture} of timm has no head for its classes: choose another model"
+        )
+    return {name for name, parameter in network.named_parameters() if id(parameter) in own}
+
+
+def layers(network: PreTrainedModel, head: set[str]) -> list[list[str]]:
+    """The names of all parameters, from input to output: those before the first block, of each block, of the head.
+
+    What comes between the last block and the head belongs to that block.
+    """
+    number = _timm_numbers(network) if isinstance(network, TimmWrapperForImageClassification) else _numbers(network)
+    found: list[list[str]] = [[] for _ in range(max(number.values()) + 1)]
+    for name, _ in network.named_parameters():
+        if name not in head:
+            found[number[name]].append(name)
+    return [*found, sorted(head)]
+
+
+def _numbers(network: PreTrainedModel) -> dict[str, int]:
+    """The layer of each parameter, counted from 0, which is before the first block."""
+
+    def size(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    # The largest list of modules is that of the blocks: others are of their parts, or of patch embeddings.
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
+    blocks = max(lists, key=size, default=nn.ModuleList())
+    block_of = {id(parameter): i for i, block in enumerate(blocks, 1) for parameter in block.parameters()}
+    numbers, reached = {}, 0
+    for name, parameter in network.named_parameters():  # in order of definition
+        reached = block_of.get(id(parameter), reached)
+        numbers[name] = reached
+    return numbers
+
+
+def _timm_numbers(network: TimmWrapperForImageClassification) -> dict[str, int]:
+    """The same as timm groups a network's parameters."""
+    prefix, matcher = f"{network.base_model_prefix}.", network.timm_model.group_matcher(coarse=False)
+    found = group_parameters(network.timm_model, matcher, reverse=True)
+    last = max(found.values()) - 1  # above it is what no block holds, the head among it
+    return {prefix + name: min(number, last) for name, number in found.items()}
+
+
+def freeze(network: PreTrainedModel, head: set[str], last_blocks: int) -> None:
+    """Let only the head and the last blocks change.
+
+    Raises UserError: the network has fewer blocks.
+    """
+    _, *blocks, _ = parts = layers(network, head)
+    if last_blocks > len(blocks):
+        raise UserError(f"model.unfreeze_blocks = {last_blocks}, but the backbone has {len(blocks)} blocks")
+    trained = {name for part in parts[len(parts) - 1 - last_blocks :] for name in part}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in trained)

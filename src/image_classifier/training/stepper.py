@@ -1,0 +1,117 @@
+"""One step of the optimizer: augmentation, forward, loss, backward, update."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel
+
+from image_classifier.core.config import Training
+from image_classifier.images.shards import ShardReader
+from image_classifier.model.batches import num_batches
+from image_classifier.model.numerics import Compute
+from image_classifier.training.augment import augment, augmentation, mixing, rescale
+from image_classifier.training.balance import class_weights
+from image_classifier.training.distributed import Group
+from image_classifier.training.schedule import build_optimizer, build_scheduler
+from image_classifier.training.sizes import forward_options
+from image_classifier.training.timing import COMPUTE, COPYING, OPTIMIZER, Stopwatch
+
+PARTS = ("network", "averaged", "optimizer", "scheduler", "scaler")  # of a Stepper: they hold state
+
+
+@dataclass
+class Stepper:
+    """A network, its optimizer, and all that changes with each step on images of `train`."""
+
+    network: PreTrainedModel
+    normalize: nn.Module
+    precision: Compute
+    training: Training
+    train: ShardReader
+    group: Group
+    clock: Stopwatch = field(default_factory=Stopwatch)
+
+    def __post_init__(self):
+        training, device = self.training, self.precision.device
+        self.averaged = None  # the moving average of the weights
+        if training.ema_decay is not None:  # copied before `place` ties methods to the modules they are of
+            average = get_ema_multi_avg_fn(training.ema_decay)
+            self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+            self.precision.place(self.averaged)
+        self.precision.place(self.network)
+        self.normalize.to(device)
+        joined = self.group.join(self.network)
+        self.optimizer = build_optimizer(self.network, training)
+        batches = num_batches(len(self.train), training.batch_size)
+        steps = training.num_epochs * num_batches(batches, training.accumulate_batches)
+        self.scheduler = build_scheduler(self.optimizer, training, steps)
+        self.scaler = self.precision.scaler()
+        # On the CPU compiling takes minutes and gains nothing.
+        self.forward = torch.compile(joined) if training.use_compile and device.type == "cuda" else joined
+        num_classes = len(self.train.class_names)
+        self.augmentation = self.mixing = self.class_weights = None
+        if not training.fast_mode:
+            self.augmentation = augmentation(training.augmentation, self.train.resize.size)
+            self.mixing = mixing(training.augmentation, num_classes)
+        if training.class_balance == "loss":
+            self.class_weights = class_weights(self.train.labels, num_classes).to(device)
+
+    @property
+    def shipped(self) -> PreTrainedModel:
+        """The network that is validated and kept: with its weights as they are, or averaged over the steps."""
+        return self.network if self.averaged is None else self.averaged.module
+
+    def step(
+        self, images: Tensor, labels: Tensor, seed: int, size: int, share: float = 1.0, update: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of a batch, and take a step with all that was added where `update` is set.
+
+        Images are uint8 [N, H, W, 3]. Returns their mean loss before the step, and their predicted classes int64 [N].
+        `share` is how many of the step's images these are, relative to an equal share of the processes.
+        """
+        device = self.precision.device
+        torch.manual_seed(seed)  # augmentation and dropout
+        with self.clock(COPYING):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            if self.augmentation is not None:
+                images = augment(images, self.augmentation)
+            pixels, targets = rescale(self.normalize(images), size), labels
+            if self.mixing is not None:
+                pixels, targets = self.mixing(pixels, labels)
+        with self.clock(COMPUTE):
+            with self.precision.autocast():
+                logits = self.forward(pixel_values=pixels, **forward_options(self.network, size)).logits
+            logits = logits.float()
+            smoothing = self.training.label_smoothing
+            loss = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing) * share
+            self.scaler.scale(loss).backward()
+        if update:
+            with self.clock(OPTIMIZER):
+                self._update()
+        logits = logits.detach()
+        return F.cross_entropy(logits, labels), logits.argmax(1)
+
+    def _update(self) -> None:
+        if self.training.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.training.gradient_clip)
+        self.scaler.step(self.optimizer)  # leaves the weights alone when a gradient overflowed
+        self.scaler.update()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on: tensors and plain values alone."""
+        return {name: part.state_dict() for name in PARTS if (part := getattr(self, name)) is not None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
