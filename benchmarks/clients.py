@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks import pairs
+from benchmarks import pairs, records
 
 COUNT = 64  # test images
 MODEL, EXPORT = "models:/image-classifier@champion", Path("models/export")
@@ -108,6 +108,7 @@ def _named(probabilities: list) -> list[tuple[str, float]]:
     return [(names[int(np.argmax(row))], float(np.max(row))) for row in probabilities]
 
 
+COLUMNS = ("client", "same class as evaluate", "largest difference of confidence")
 CLIENTS: dict[str, Callable] = {
     "`transformers.pipeline` on `models/export/hf`": pipeline,
     "the README's ten lines, without torch": ten_lines,
@@ -119,7 +120,7 @@ CLIENTS: dict[str, Callable] = {
 def main() -> None:
     """Ask every client, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", metavar="NAME", help="put the table between the marks of this name in RESULTS.md")
+    parser.add_argument("--record", metavar="NAME", help="keep the table as benchmarks/records/NAME.json")
     options = parser.parse_args()
     from image_classifier.core import config
     from image_classifier.images.shards import ShardReader
@@ -127,19 +128,15 @@ def main() -> None:
     os.chdir(pairs.ROOT)
     params, rows = config.load(), pd.read_csv("metrics/evaluate/predictions.csv", dtype={"predicted": str})[:COUNT]
     pictures = ShardReader("data/shards/test").gather(np.arange(len(rows))).numpy()
-    versions = pairs.environment(["transformers", "onnxruntime", "mlflow"])
-    lines = [f"### Clients: {params.model.name} on {params.data.source}, {params.data.image_size} px", ""]
-    lines += [f"`python -m benchmarks.clients`, {versions}", ""]
-    lines += [f"| client | same class as evaluate, of {len(rows)} | largest difference of confidence |"]
-    lines += ["|---|---|---|"]
+    shown = []
     for name, ask in CLIENTS.items():
         print(f"clients: {name}", file=sys.stderr)
         found = pd.DataFrame(ask(pictures), columns=["predicted", "confidence"])
         same = (found["predicted"].astype(str) == rows["predicted"]).sum()
-        lines.append(f"| {name} | {same} | {(found['confidence'] - rows['confidence']).abs().max():.1e} |")
-    print("\n".join(lines))
-    if options.record:
-        pairs.record(options.record, "\n".join(lines))
+        shown.append([name, f"{same} of {len(rows)}", f"{(found['confidence'] - rows['confidence']).abs().max():.1e}"])
+    title = f"Clients: {params.model.name} on {params.data.source}, {params.data.image_size} px"
+    packages = ["transformers", "onnxruntime", "mlflow"]
+    records.publish(options.record, title, "python -m benchmarks.clients", packages, COLUMNS, shown)
 
 
 if __name__ == "__main__":

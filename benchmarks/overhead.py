@@ -14,8 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import pairs
+from benchmarks import pairs, records
 
+COLUMNS = ("what", "measured")
 REPEATS, EPOCHS = 5, 20
 BATCH_SIZE, STEPS = 128, 5
 SMALL, LARGE = 2, 16  # shards of 1,024 images at 160 px, 79 MB each
@@ -24,7 +25,7 @@ SMALL, LARGE = 2, 16  # shards of 1,024 images at 160 px, 79 MB each
 def main() -> None:
     """Measure each and print the table; with an argument, one measurement in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
     parser.add_argument("--shares", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=int, metavar="SHARDS", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -50,23 +51,24 @@ def main() -> None:
     command = [sys.executable, "-m", "benchmarks.overhead", "--shares"]
     output = subprocess.run(command, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
     waiting, clock = map(float, output.split())
-    lines = ["### Overhead", ""]
-    lines += [f"`python -m benchmarks.overhead`, {pairs.environment(['dvc', 'dvclive', 'mlflow', 'torch'])}", ""]
-    lines += [
-        "| what | measured | target |",
-        "|---|---|---|",
-        f"| `dvc repro` with nothing to do | {ours:.2f} s, an empty one-stage pipeline {theirs:.2f} s: {ratio} | 1.5 |",
-        f"| an epoch logged to DVCLive and MLflow (local store) | {statistics.median(logs) * 1000:.0f} ms, "
-        f"{min(logs) * 1000:.0f} to {max(logs) * 1000:.0f} of {len(logs)} | 100 ms |",
-        f"| a stage's pause for an MLflow server that takes calls and never answers | {pause:.1f} s | 5 s |",
-        f"| memory of an epoch's reading, of its own (not the page cache) | {peaks[0]:.0f} MiB with {SMALL} shards, "
-        f"{peaks[1]:.0f} MiB with {LARGE} | no growth |",
-        f"| share of a training step that waits for data, 160 px, batch {BATCH_SIZE} | {waiting:.2%} | 2 % |",
-        f"| share of it that the table of times takes | {clock:.4%} | 1 % |",
+    logged = [seconds * 1000 for seconds in logs]
+    rows = [
+        ("`dvc repro` with nothing to do", f"{ours:.2f} s, an empty one-stage pipeline {theirs:.2f} s: {ratio}"),
+        (
+            "an epoch logged to DVCLive and MLflow (local store)",
+            f"{statistics.median(logged):.0f} ms, {min(logged):.0f} to {max(logged):.0f} of {len(logs)}",
+        ),
+        ("a stage's pause for an MLflow server that takes calls and never answers", f"{pause:.1f} s"),
+        (
+            "memory of an epoch's reading, of its own (not the page cache)",
+            f"{peaks[0]:.0f} MiB with {SMALL} shards, {peaks[1]:.0f} MiB with {LARGE}",
+        ),
+        (f"share of a training step that waits for data, 160 px, batch {BATCH_SIZE}", f"{waiting:.2%}"),
+        ("share of it that the table of times takes", f"{clock:.4%}"),
     ]
-    print("\n".join(lines))
-    if arguments.record:
-        pairs.record("overhead", "\n".join(lines))
+    packages = ["dvc", "dvclive", "mlflow", "torch"]
+    name = "overhead" if arguments.record else None
+    records.publish(name, "Overhead", "python -m benchmarks.overhead", packages, COLUMNS, rows)
 
 
 def empty_pipeline(folder: Path) -> Path:

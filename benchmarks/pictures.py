@@ -1,6 +1,8 @@
 """Images to measure with: made here, like CIFAR-10's files in size and format, or of a folder of its own."""
 
 import io
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +38,17 @@ def write_made_shards(folder: Path, count: int, size: int) -> None:
     writer.close(CLASSES)
 
 
-def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]], size: int) -> None:
+def write_shards(
+    parquet: Path,
+    folder: Path,
+    parts: dict[str, tuple[int, int]],
+    size: int,
+    keep: Callable[[int, int], bool] | None = None,
+) -> None:
     """Write parts of train.parquet and test.parquet as shards: name -> first row and number, of shuffled rows.
 
-    The part `test` is of the test file, others are of the training file.
+    The part `test` is of the test file, others are of the training file. In the part `train` only those images are
+    written that `keep` keeps, given their class and the number of its images written so far.
     """
     import datasets
 
@@ -54,6 +63,10 @@ def write_shards(parquet: Path, folder: Path, parts: dict[str, tuple[int, int]],
     for name, (first, count) in parts.items():
         rows = source["test" if name == "test" else "train"].shuffle(seed=0).select(range(first, first + count))
         writer = ShardWriter(folder / name, resize)
+        counts: Counter[int] = Counter()
         for number, row in enumerate(rows):
+            if name == "train" and keep is not None and not keep(row[label], counts[row[label]]):
+                continue
+            counts[row[label]] += 1
             writer.add(resize(decode.decode(row[image]["bytes"])), row[label], bytes(32), number)
         writer.close(rows.features[label].names)

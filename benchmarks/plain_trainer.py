@@ -18,13 +18,14 @@ import torch
 from torchvision import transforms
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks import pairs
+from benchmarks import pairs, records
 from image_classifier.core import config
 from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD
 from image_classifier.model.scores import classification
 from image_classifier.training.build import build_network
 
 SECONDS, SIZE = 20 * 60, 160
+COLUMNS = ("minutes of training", "images seen", "test accuracy", "of")
 
 
 class Stop(TrainerCallback):
@@ -42,7 +43,7 @@ def main() -> None:
     """Train, predict, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parquet", type=Path)
-    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
     arguments = parser.parse_args()
     steps = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     transform, stop = transforms.Compose(steps), Stop()
@@ -68,15 +69,11 @@ def main() -> None:
         found = trainer.predict(pictures["test"])
     probabilities = torch.from_numpy(np.asarray(found.predictions)).softmax(dim=1).numpy()
     accuracy = classification(found.label_ids, probabilities)["accuracy"]
-    versions = pairs.environment(["torch", "transformers", "accelerate"])
     seen = stop.steps * settings.train_batch_size
-    lines = ["### A plain Trainer, its defaults, 160 px", ""]
-    lines += [f"`python -m benchmarks.plain_trainer PARQUET_FOLDER`, {versions}", ""]
-    lines += ["| minutes of training | pictures seen | test accuracy | of |", "|---|---|---|---|"]
-    lines += [f"| {stop.seconds / 60:.1f} | {seen:,} | {accuracy:.4f} | {len(found.label_ids):,} |"]
-    print("\n".join(lines))
-    if arguments.record:
-        pairs.record("plain_trainer", "\n".join(lines))
+    row = [f"{stop.seconds / 60:.1f}", f"{seen:,}", f"{accuracy:.4f}", f"{len(found.label_ids):,}"]
+    title, command = "A plain Trainer, its defaults, 160 px", "python -m benchmarks.plain_trainer PARQUET_FOLDER"
+    name = "plain_trainer" if arguments.record else None
+    records.publish(name, title, command, ["torch", "transformers", "accelerate"], COLUMNS, [row])
 
 
 if __name__ == "__main__":

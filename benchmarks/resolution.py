@@ -17,12 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import pairs
+from benchmarks import pairs, records
 from benchmarks.pictures import write_shards
 
 SCHEDULES = {"grows": [64, 64, 64, 96, 128, 160], "160 throughout": [160]}
 SEEDS, SECONDS, SIZE = 3, 300, 160
 TRAIN, TEST = 10_000, 5_000
+COLUMNS = ("sizes, px", "test accuracy, mean", "of each seed", "images seen")
 BATCH_SIZE, PEAK_RATE, WARMUP = 32, 0.1, 0.2  # of SGD with Nesterov momentum
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parquet", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("SCHEDULE", "SEED"), help=argparse.SUPPRESS)
-    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(train(arguments.parquet, SCHEDULES[arguments.one[0]], int(arguments.one[1]))))
@@ -45,19 +46,18 @@ def main() -> None:
                 command = [sys.executable, "-m", "benchmarks.resolution", folder, "--one", name, str(seed)]
                 output = subprocess.run(command, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
                 results[name].append(json.loads(output.splitlines()[-1]))
-    lines = ["### A resolution schedule against constant 160 px, in the same time", ""]
-    lines += [f"`python -m benchmarks.resolution PARQUET_FOLDER`, {pairs.environment(['torch', 'transformers'])}", ""]
-    lines += ["| sizes, px | test accuracy, mean | of each seed | pictures seen |", "|---|---|---|---|"]
+    rows = []
     for name, runs in results.items():
         accuracies = [run["accuracy"] for run in runs]
         seen = statistics.mean(run["seen"] for run in runs)
         each = ", ".join(f"{accuracy:.4f}" for accuracy in accuracies)
         sizes = ", ".join(map(str, SCHEDULES[name]))
-        lines.append(f"| {name}: {sizes} | {statistics.mean(accuracies):.4f} | {each} | {seen:,.0f} |")
-    lines += ["", f"{SECONDS} s of training each; {TRAIN:,} training and {TEST:,} test pictures."]
-    print("\n".join(lines))
-    if arguments.record:
-        pairs.record("resolution", "\n".join(lines))
+        rows.append([f"{name}: {sizes}", f"{statistics.mean(accuracies):.4f}", each, f"{seen:,.0f}"])
+    note = f"{SECONDS} s of training each; {TRAIN:,} training and {TEST:,} test images."
+    title = "A resolution schedule against constant 160 px, in the same time"
+    command = "python -m benchmarks.resolution PARQUET_FOLDER"
+    name = "resolution" if arguments.record else None
+    records.publish(name, title, command, ["torch", "transformers"], COLUMNS, rows, note)
 
 
 def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
@@ -82,7 +82,7 @@ def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
     network = build_network(params.model, reader.class_names, SIZE, seed)
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
     trainer = Trainer(network, normalize, numerics.resolve("cpu", "auto"), training, seed, reader, test)
-    trainer.scheduler = _ByTime(trainer.optimizer)
+    trainer.stepper.scheduler = _ByTime(trainer.stepper.optimizer)
     network.train()
     step, start = 0, time.perf_counter()
     per_epoch = num_batches(len(reader), BATCH_SIZE)
@@ -91,8 +91,10 @@ def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
         if number == 0:
             parts = batches(reader, BATCH_SIZE, shuffled(len(reader), seed, epoch))
         images, labels = next(parts)
-        trainer.scheduler.share = share
-        trainer.step(images, labels, runtime.derive_seed(seed, epoch, number), schedule[int(share * len(schedule))])
+        trainer.stepper.scheduler.share = share
+        trainer.stepper.step(
+            images, labels, runtime.derive_seed(seed, epoch, number), schedule[int(share * len(schedule))]
+        )
         step += 1
     trainer.recompute_batch_norm(epoch)
     labels, probabilities = predict(network, normalize, batches(test, 128), numerics.resolve("cpu", "fp32"))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import pairs
+from benchmarks import pairs, records
 from image_classifier.core import config, runtime
 from image_classifier.images.resize import Resize
 from image_classifier.images.shards import ShardReader, ShardWriter
@@ -30,12 +30,13 @@ from image_classifier.preparation.screen import Screen
 from image_classifier.preparation.write import decode_rows, write_split
 
 COUNT, SIZE, BATCH_SIZE, PARTS = 200_000, 32, 128, 10
+COLUMNS = ("of the images", "prepare, images/s", "its memory, MiB", "reading, images/s", "its memory, MiB")
 
 
 def main() -> None:
     """Measure both in processes of their own, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="put the figures into benchmarks/RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -52,18 +53,14 @@ def main() -> None:
             output = subprocess.run(words, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
             measured[way] = json.loads(output.splitlines()[-1])
         size = sum(path.stat().st_size for path in Path(folder, "shards").iterdir())
-    lines = [f"### {COUNT:,} images of {SIZE} px", ""]
-    lines += [f"`python -m benchmarks.scale`, {pairs.environment(['torch', 'datasets'])}", ""]
-    lines += ["| of the pictures | prepare, images/s | its memory, MiB | reading, images/s | its memory, MiB |"]
-    lines += ["|---|---|---|---|---|"]
+    rows = []
     for part, (write, readout) in enumerate(zip(measured["prepare"], measured["read"], strict=True), 1):
-        cells = f"{write['rate']:,.0f} | {write['mib']:.0f} | {readout['rate']:,.0f} | {readout['mib']:.0f}"
-        lines.append(f"| {part / PARTS:.0%} | {cells} |")
-    lines += ["", f"{size / COUNT:,.0f} bytes a picture. Memory is the process's own, without the page cache."]
-    lines += [f"Decoding photos of 500 x 375 px (JPEG) and resizing them to 160 px: {photos():,.0f} images/s."]
-    print("\n".join(lines))
-    if arguments.record:
-        pairs.record("scale", "\n".join(lines))
+        cells = [f"{found[name]:,.0f}" for found in (write, readout) for name in ("rate", "mib")]
+        rows.append([f"{part / PARTS:.0%}", *cells])
+    note = f"{size / COUNT:,.0f} bytes an image. Memory is the process's own, without the page cache. "
+    note += f"Decoding photos of 500 x 375 px (JPEG) and resizing them to 160 px: {photos():,.0f} images/s."
+    name, title = "scale" if arguments.record else None, f"{COUNT:,} images of {SIZE} px"
+    records.publish(name, title, "python -m benchmarks.scale", ["torch", "datasets"], COLUMNS, rows, note)
 
 
 def generate(folder: Path) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks import pairs
+from benchmarks import pairs, records
 
 EXPORT, PEER = pairs.ROOT / "models/export", "pipeline"
+COLUMNS = ("format", "p50, ms", "p95, ms", "images/s (batch)", f"times {PEER}", "size, MB")
 BATCH_SIZES = (1, 8, 32, 128)
 FILES = {
     "int8": EXPORT / "model-int8.onnx",
@@ -69,14 +70,10 @@ def main() -> None:
     forms = [form for form, path in FILES.items() if path.is_file()]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("form", nargs="?", choices=forms, help="measure one format, in this process")
-    parser.add_argument(
-        "--record", metavar="NAME", help="put the table into RESULTS.md, between the marks of this name"
-    )
+    parser.add_argument("--record", metavar="NAME", help="keep the table as benchmarks/records/NAME.json")
     options = parser.parse_args()
     if not forms:
         sys.exit(f"{EXPORT} is missing: run `dvc repro` first")
-    if options.record and f"<!-- {options.record} -->" not in pairs.RESULTS.read_text():
-        sys.exit(f"--record {options.record}: RESULTS.md has no marks of this name")
     if options.form:
         print(json.dumps(measure(options.form)))
         return
@@ -86,11 +83,7 @@ def main() -> None:
 
     params = config.load()
     title = f"Serving: {params.model.name} on {params.data.source}, {params.data.image_size} px"
-    versions = pairs.environment(["torch", "onnxruntime", "transformers"])
-    lines = [f"### {title}", "", f"`python -m benchmarks.serving`, {versions}", ""]
-    lines += [f"| format | p50, ms | p95, ms | images/s (batch) | times the {PEER}'s rate | size, MB |"]
-    lines += ["|---|---|---|---|---|---|"]
-    values = {}
+    values, rows = {}, []
     for form, runs in measured.items():
         median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         pair = zip(runs, measured[PEER], strict=True)
@@ -98,11 +91,10 @@ def main() -> None:
         ratio = "" if form == PEER else f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         speed = f"{median['images_per_second']:,.0f} ({median['batch_size']:.0f})"
         size = f"{FILES[form].stat().st_size / 1e6:.1f}"
-        lines.append(f"| {form} | {median['p50_ms']:.2f} | {median['p95_ms']:.2f} | {speed} | {ratio} | {size} |")
+        rows.append([form, f"{median['p50_ms']:.2f}", f"{median['p95_ms']:.2f}", speed, ratio, size])
         values |= {f"serving_{form}_{name}": value for name, value in median.items()}
-    print("\n".join(lines))
-    if options.record:
-        pairs.record(options.record, "\n".join(lines))
+    packages = ["torch", "onnxruntime", "transformers"]
+    records.publish(options.record, title, "python -m benchmarks.serving", packages, COLUMNS, rows)
     weights = files.sha256(EXPORT / "hf/model.safetensors")
     add_to_model_run(params.mlflow, weights, values, [])
 
