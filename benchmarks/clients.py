@@ -32,16 +32,16 @@ MODEL, EXPORT = "models:/image-classifier@champion", Path("models/export")
 STORE = f"sqlite:///{pairs.ROOT / 'mlflow.db'}"
 
 
-def pipeline(pictures: np.ndarray) -> list[tuple[str, float]]:
+def pipeline(images: np.ndarray) -> list[tuple[str, float]]:
     """transformers' own pipeline on the Hugging Face folder."""
     import transformers
 
     classify = transformers.pipeline("image-classification", model=str(EXPORT / "hf"), device="cpu")
-    found = classify([Image.fromarray(picture) for picture in pictures], top_k=1, function_to_apply="softmax")
+    found = classify([Image.fromarray(image) for image in images], top_k=1, function_to_apply="softmax")
     return [(best["label"], best["score"]) for (best,) in found]
 
 
-def ten_lines(pictures: np.ndarray) -> list[tuple[str, float]]:
+def ten_lines(images: np.ndarray) -> list[tuple[str, float]]:
     """The lines of the README, in an environment without torch and without this project."""
     (lines,) = re.findall(r"```python\n(.*?)```", (pairs.ROOT / "README.md").read_text(), re.S)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,25 +53,25 @@ def ten_lines(pictures: np.ndarray) -> list[tuple[str, float]]:
         (Path(folder) / "models").symlink_to(Path("models").resolve())
         script, found = Path(folder) / "ten_lines.py", []
         script.write_text(lines)
-        for picture in pictures:
-            Image.fromarray(picture).save(Path(folder) / "picture.png")
+        for image in images:
+            Image.fromarray(image).save(Path(folder) / "image.png")
             words = {"cwd": folder, "check": True, "capture_output": True, "text": True}
             name, probability = subprocess.run([python, script], **words).stdout.rsplit(maxsplit=1)
             found.append((name, float(probability)))
     return found
 
 
-def pyfunc(pictures: np.ndarray) -> list[tuple[str, float]]:
+def pyfunc(images: np.ndarray) -> list[tuple[str, float]]:
     """MLflow's pyfunc, the model loaded by its alias."""
     import mlflow
 
     mlflow.set_tracking_uri(STORE)
-    return _named(mlflow.pyfunc.load_model(MODEL).predict({"image": pictures})["probabilities"])
+    return _named(mlflow.pyfunc.load_model(MODEL).predict({"image": images})["probabilities"])
 
 
-def served(pictures: np.ndarray) -> list[tuple[str, float]]:
+def served(images: np.ndarray) -> list[tuple[str, float]]:
     """`mlflow models serve` in the local environment, asked over HTTP."""
-    return _named([rows[0] for rows in answers((picture[None] for picture in pictures), STORE)])
+    return _named([rows[0] for rows in answers((image[None] for image in images), STORE)])
 
 
 def answers(batches: Iterable[np.ndarray], store: str) -> list[list]:
@@ -127,11 +127,11 @@ def main() -> None:
 
     os.chdir(pairs.ROOT)
     params, rows = config.load(), pd.read_csv("metrics/evaluate/predictions.csv", dtype={"predicted": str})[:COUNT]
-    pictures = ShardReader("data/shards/test").gather(np.arange(len(rows))).numpy()
+    images = ShardReader("data/shards/test").gather(np.arange(len(rows))).numpy()
     shown = []
     for name, ask in CLIENTS.items():
         print(f"clients: {name}", file=sys.stderr)
-        found = pd.DataFrame(ask(pictures), columns=["predicted", "confidence"])
+        found = pd.DataFrame(ask(images), columns=["predicted", "confidence"])
         same = (found["predicted"].astype(str) == rows["predicted"]).sum()
         shown.append([name, f"{same} of {len(rows)}", f"{(found['confidence'] - rows['confidence']).abs().max():.1e}"])
     title = f"Clients: {params.model.name} on {params.data.source}, {params.data.image_size} px"

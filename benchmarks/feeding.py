@@ -13,12 +13,13 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs
-from benchmarks.pictures import CLASSES, pictures, write_made_shards
+from benchmarks.images import CLASSES, images, write_made_shards
 from image_classifier.core import runtime
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.batches import batches, shuffled
 from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
+COLUMNS = pairs.columns("images/s", "PIL")
 COUNT, BATCH_SIZE, SIZE = 4096, 128, 160
 
 
@@ -47,9 +48,9 @@ def pil() -> float:
     from torchvision import transforms
 
     steps = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    transform, files = transforms.Compose(steps), pictures(COUNT)
+    transform, files = transforms.Compose(steps), images(COUNT)
 
-    class Pictures:
+    class Images:
         def __len__(self) -> int:
             return COUNT
 
@@ -57,7 +58,7 @@ def pil() -> float:
             return transform(Image.open(io.BytesIO(files[number])).convert("RGB")), number % len(CLASSES)
 
     workers = runtime.cpus()
-    loader = DataLoader(Pictures(), BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=True)
+    loader = DataLoader(Images(), BATCH_SIZE, shuffle=True, num_workers=workers, persistent_workers=True)
     for _ in range(2):
         start = time.perf_counter()
         for batch, _ in loader:

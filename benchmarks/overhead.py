@@ -144,14 +144,14 @@ def memory(shards: int) -> float:
     from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(0, 256, (SHARD_SIZE, 160, 160, 3), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (SHARD_SIZE, 160, 160, 3), dtype=torch.uint8, generator=generator)
     normalize, peak = Normalize(IMAGENET_MEAN, IMAGENET_STD), 0.0
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder) / "train", Resize(160, "stretch"))
         for number in range(shards * SHARD_SIZE):
-            writer.add(pictures[number % SHARD_SIZE], number % 10, bytes(32), number)
+            writer.add(pixels[number % SHARD_SIZE], number % 10, bytes(32), number)
         writer.close([str(digit) for digit in range(10)])
-        del writer, pictures
+        del writer, pixels
         reader = ShardReader(Path(folder) / "train")
         for images, _ in batches(reader, 128, shuffled(len(reader), 0, 0)):
             normalize(images)
@@ -177,11 +177,11 @@ def shares() -> tuple[float, float]:
     params = config.load(pairs.ROOT / "params.yaml")
     changes = {"batch_size": BATCH_SIZE, "resolution_schedule": None, "fast_mode": True, "num_epochs": 1}
     training = params.training.model_copy(update=changes)
-    pictures = torch.randint(0, 256, (BATCH_SIZE, 160, 160, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (BATCH_SIZE, 160, 160, 3), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder) / "train", Resize(160, "stretch"))
         for number in range(STEPS * BATCH_SIZE):
-            writer.add(pictures[number % BATCH_SIZE], number % 10, bytes(32), number)
+            writer.add(images[number % BATCH_SIZE], number % 10, bytes(32), number)
         writer.close([str(digit) for digit in range(10)])
         reader = ShardReader(Path(folder) / "train")
         network = build_network(params.model, reader.class_names, 160, 0)

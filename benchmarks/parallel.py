@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs
-from benchmarks.pictures import CLASSES, write_made_shards
+from benchmarks.images import CLASSES, write_made_shards
 
+COLUMNS = pairs.columns("images/s", "one process")
 BATCH_SIZE, SIZE, STEPS = 64, 160, 6  # steps that are counted, after a first one
 PROCESSES = 2
 

@@ -48,11 +48,11 @@ def main() -> None:
     steps = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     transform, stop = transforms.Compose(steps), Stop()
     with tempfile.TemporaryDirectory() as folder:
-        pictures = datasets.load_dataset(str(arguments.parquet), cache_dir=folder)
-        (label,) = (name for name, kind in pictures["train"].features.items() if isinstance(kind, datasets.ClassLabel))
-        (image,) = (name for name, kind in pictures["train"].features.items() if isinstance(kind, datasets.Image))
-        names = pictures["train"].features[label].names
-        pictures.set_transform(
+        images = datasets.load_dataset(str(arguments.parquet), cache_dir=folder)
+        (label,) = (name for name, kind in images["train"].features.items() if isinstance(kind, datasets.ClassLabel))
+        (image,) = (name for name, kind in images["train"].features.items() if isinstance(kind, datasets.Image))
+        names = images["train"].features[label].names
+        images.set_transform(
             lambda rows: {"pixel_values": [transform(one) for one in rows[image]], "labels": rows[label]}
         )
         network = build_network(config.load(pairs.ROOT / "params.yaml").model, names, SIZE, seed=0)
@@ -62,11 +62,11 @@ def main() -> None:
         trainer = Trainer(
             model=network.to(memory_format=torch.contiguous_format),
             args=settings,
-            train_dataset=pictures["train"],
+            train_dataset=images["train"],
             callbacks=[stop],
         )
         trainer.train()
-        found = trainer.predict(pictures["test"])
+        found = trainer.predict(images["test"])
     probabilities = torch.from_numpy(np.asarray(found.predictions)).softmax(dim=1).numpy()
     accuracy = classification(found.label_ids, probabilities)["accuracy"]
     seen = stop.steps * settings.train_batch_size

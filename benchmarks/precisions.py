@@ -6,6 +6,8 @@ python -m benchmarks.precisions
 from benchmarks import pairs
 from benchmarks.training import ours, trainer
 
+COLUMNS = pairs.columns("images/s", "Trainer")
+
 if __name__ == "__main__":
     ways = {
         "ours in fp32": lambda: ours("fp32"),

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import pairs
-from benchmarks.pictures import CLASSES, pictures
+from benchmarks.images import CLASSES, images
 from image_classifier.core import config, runtime
 from image_classifier.images.resize import Resize
 from image_classifier.preparation.screen import Screen
 from image_classifier.preparation.write import TASK_SIZE, decode_rows, write_split
 
+COLUMNS = pairs.columns("images/s", "PIL loop")
 COUNT, SIZE = 4096, 160
 WORKERS = runtime.cpus()
 
@@ -32,7 +33,7 @@ def threads() -> float:
     import torch
 
     torch.set_num_threads(1)
-    files, resize = pictures(COUNT), Resize(SIZE, "stretch")
+    files, resize = images(COUNT), Resize(SIZE, "stretch")
     made = torch.empty((COUNT, SIZE, SIZE, 3), dtype=torch.uint8)
 
     def make(start: int) -> None:
@@ -49,7 +50,7 @@ def threads() -> float:
 
 def processes() -> float:
     """Images per second of a PIL loop in each of as many processes."""
-    files = pictures(COUNT)
+    files = images(COUNT)
     made = shared_memory.SharedMemory(create=True, size=COUNT * SIZE * SIZE * 3)
     seconds = shared_memory.SharedMemory(create=True, size=8 * WORKERS)
     try:
@@ -90,7 +91,7 @@ def written() -> float:
 
     rows = datasets.Dataset.from_dict(
         {
-            "image": [{"bytes": data, "path": None} for data in pictures(COUNT)],
+            "image": [{"bytes": data, "path": None} for data in images(COUNT)],
             "label": [number % len(CLASSES) for number in range(COUNT)],
             "row": [f"row {number} of train" for number in range(COUNT)],
         },

@@ -76,13 +76,13 @@ def publish(
     )
     print(found.as_markdown())
     if name is not None:
-        if _changes():
+        if changes():
             sys.exit(f"not kept as records/{name}.json: commit the changes in the working tree, and measure again")
         files.write_json(FOLDER / f"{name}.json", asdict(found))
         PAGE.write_text(render())
 
 
-def _changes() -> str:
+def changes() -> str:
     """What differs from the commit, other than records of benchmarks that ran before this one."""
     but = [":!benchmarks/records", ":!benchmarks/RESULTS.md"]
     words = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", *but]
@@ -96,9 +96,16 @@ def load(name: str) -> Record:
 
 def render() -> str:
     """RESULTS.md, from its template and the records that this names."""
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text())
-    return template.render(table=lambda name: load(name).as_markdown())
+    known = {path.stem for path in FOLDER.glob("*.json")}
+    return template.render(has=known.__contains__, table=lambda name: load(name).as_markdown(), cell=cell)
+
+
+def cell(name: str, row: str, column: str) -> str:
+    """One figure of a record: in the row that begins with `row`, under `column`."""
+    found = load(name)
+    return next(cells for cells in found.rows if cells[0] == row)[found.columns.index(column)]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs, records
-from benchmarks.pictures import write_shards
+from benchmarks.images import write_shards
 
 SCHEDULES = {"grows": [64, 64, 64, 96, 128, 160], "160 throughout": [160]}
 SEEDS, SECONDS, SIZE = 3, 300, 160

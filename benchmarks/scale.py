@@ -93,9 +93,9 @@ class Parts:
         self.count, self.seen, self.start = count, 0, time.perf_counter()
         self.measured: list[dict[str, float]] = []
 
-    def add(self, pictures: int) -> None:
+    def add(self, images: int) -> None:
         """Count images."""
-        self.seen += pictures
+        self.seen += images
         while self.seen >= self.count * (len(self.measured) + 1) / PARTS and len(self.measured) < PARTS:
             now, status = time.perf_counter(), Path("/proc/self/status").read_text()
             rate, self.start = self.count / PARTS / (now - self.start), now

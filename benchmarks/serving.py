@@ -50,14 +50,14 @@ def measure(form: str, seconds: float = 3.0) -> dict[str, float]:
 
     classify = classifier(form)
     test = ShardReader(pairs.ROOT / "data/shards/test")
-    pictures = test.gather(np.arange(max(BATCH_SIZES)) % len(test)).numpy()
+    images = test.gather(np.arange(max(BATCH_SIZES)) % len(test)).numpy()
     times: dict[int, list[float]] = {}
     for size in BATCH_SIZES:
-        classify(pictures[:size])
+        classify(images[:size])
         times[size], end = [], time.perf_counter() + seconds
         while time.perf_counter() < end or len(times[size]) < 3:
             start = time.perf_counter()
-            classify(pictures[:size])
+            classify(images[:size])
             times[size].append(time.perf_counter() - start)
     rates = {size: size / statistics.median(found) for size, found in times.items()}
     best = max(rates, key=rates.__getitem__)

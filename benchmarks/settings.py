@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from scipy import stats
 
 from benchmarks import records
-from benchmarks.pictures import write_shards
+from benchmarks.images import write_shards
 
 COLUMNS = ("changed", "test accuracy, mean", "of each seed", "against no change, points", "images/s")
 BALANCE_COLUMNS = ("training.class_balance", "accuracy", "recall, common classes", "recall, rare classes")
@@ -78,6 +78,7 @@ def main() -> None:
                 words = [sys.executable, "-m", "benchmarks.settings", folder, "--one", json.dumps(change), str(seed)]
                 output = subprocess.run(words, cwd=records.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
                 measured[name].append(json.loads(output.splitlines()[-1]))
+                print(f"  accuracy {measured[name][-1]['accuracy']:.4f}", file=sys.stderr)
     command, packages = "python -m benchmarks.settings PARQUET_FOLDER", ["torch", "timm", "transformers"]
     if arguments.balance:
         title = "Rare classes: five of ten with a tenth of the images"

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from benchmarks import pairs
-from benchmarks.pictures import CLASSES, pictures, write_made_shards
+from benchmarks.images import CLASSES, images, write_made_shards
 
+COLUMNS = pairs.columns("images/s", "Trainer")
 BATCH_SIZE, SIZE = 128, 160
 OUR_STEPS, TRAINER_STEPS = 6, 2  # counted; a step of the Trainer takes half a minute
 SMALL = {"batch_size": 8, "steps": 32}
@@ -74,9 +75,9 @@ def trainer(
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    files = pictures(batch_size * (steps + 1))
+    files = images(batch_size * (steps + 1))
 
-    class Pictures:
+    class Images:
         def __len__(self) -> int:
             return len(files)
 
@@ -106,7 +107,7 @@ def trainer(
             bf16=bf16,
             dataloader_num_workers=workers,
         )
-        Trainer(model=network, args=arguments, train_dataset=Pictures(), callbacks=[ends]).train()
+        Trainer(model=network, args=arguments, train_dataset=Images(), callbacks=[ends]).train()
     return batch_size * steps / (ends.ends[-1] - ends.ends[0])
 
 

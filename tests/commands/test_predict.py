@@ -18,8 +18,8 @@ from tests.helpers.project import command
 
 
 @pytest.fixture
-def pictures(project):
-    folder = project / "pictures"
+def images(project):
+    folder = project / "images"
     folder.mkdir()
     digits = load_digits()
     for number in range(3):
@@ -31,33 +31,33 @@ def classify(*paths, top_k=5, threshold=0.0, as_json=False, output=None, backend
     return predict.main(list(paths), top_k, threshold, as_json, output, backend)
 
 
-def test_a_folder_comes_out_as_json_with_an_unreadable_file_named(pictures, capsys):
-    (pictures / "broken.png").write_bytes(b"no picture")
-    (pictures / "notes.txt").write_text("not looked at")
-    assert classify(str(pictures), as_json=True) == 1
+def test_a_folder_comes_out_as_json_with_an_unreadable_file_named(images, capsys):
+    (images / "broken.png").write_bytes(b"no image")
+    (images / "notes.txt").write_text("not looked at")
+    assert classify(str(images), as_json=True) == 1
     out, err = capsys.readouterr()
     rows = json.loads(out)
-    assert [row["path"] for row in rows] == [str(pictures / f"{n}.png") for n in range(3)]
+    assert [row["path"] for row in rows] == [str(images / f"{n}.png") for n in range(3)]
     confidences = [p["confidence"] for p in rows[0]["predictions"]]
     assert len(confidences) == 5 and confidences == sorted(confidences, reverse=True)
     assert err.count("error: ") == 1 and "broken.png: not an image" in err and "images/s" in err
 
 
-def test_the_command_prints_a_table(project, pictures):
-    result = command(project, "python", "-m", "image_classifier", "predict", "pictures/0.png", "--top-k", "2")
-    assert "pictures/0.png" in result.stdout and result.stdout.count("%") == 2
+def test_the_command_prints_a_table(project, images):
+    result = command(project, "python", "-m", "image_classifier", "predict", "images/0.png", "--top-k", "2")
+    assert "images/0.png" in result.stdout and result.stdout.count("%") == 2
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
-def test_a_table_holds_what_json_holds(pictures, tmp_path, capsys, suffix):
-    classify(str(pictures), as_json=True)
+def test_a_table_holds_what_json_holds(images, tmp_path, capsys, suffix):
+    classify(str(images), as_json=True)
     expected = [
         (row["path"], found["class"], found["confidence"])
         for row in json.loads(capsys.readouterr().out)
         for found in row["predictions"]
     ]
     output = tmp_path / f"predictions{suffix}"
-    assert classify(str(pictures), output=output) == 0
+    assert classify(str(images), output=output) == 0
     read = {".csv": pd.read_csv, ".json": pd.read_json, ".parquet": pd.read_parquet}[suffix]
     table = read(output)
     assert list(table["path"]) == [path for path, _, _ in expected]
@@ -65,31 +65,31 @@ def test_a_table_holds_what_json_holds(pictures, tmp_path, capsys, suffix):
     assert table["confidence"].tolist() == pytest.approx([confidence for *_, confidence in expected])
 
 
-def test_torch_says_the_same_as_onnx_runtime_in_any_batch(pictures, tmp_path, monkeypatch):
-    classify(str(pictures), output=tmp_path / "onnx.csv")
+def test_torch_says_the_same_as_onnx_runtime_in_any_batch(images, tmp_path, monkeypatch):
+    classify(str(images), output=tmp_path / "onnx.csv")
     monkeypatch.setattr(predict, "BATCH_SIZE", 2)
-    classify(str(pictures), output=tmp_path / "torch.csv", backend="torch")
+    classify(str(images), output=tmp_path / "torch.csv", backend="torch")
     ours, theirs = pd.read_csv(tmp_path / "onnx.csv"), pd.read_csv(tmp_path / "torch.csv")
     assert list(ours["class"]) == list(theirs["class"]) and len(ours) == 15
     assert ours["confidence"].tolist() == pytest.approx(theirs["confidence"].tolist(), abs=1e-5)
 
 
-def test_a_threshold_leaves_out_what_is_less_probable(pictures, tmp_path):
-    classify(str(pictures), output=tmp_path / "all.csv", top_k=10)
+def test_a_threshold_leaves_out_what_is_less_probable(images, tmp_path):
+    classify(str(images), output=tmp_path / "all.csv", top_k=10)
     everything = pd.read_csv(tmp_path / "all.csv")
     middle = everything["confidence"].median()
-    classify(str(pictures), output=tmp_path / "some.csv", top_k=10, threshold=middle)
+    classify(str(images), output=tmp_path / "some.csv", top_k=10, threshold=middle)
     assert len(pd.read_csv(tmp_path / "some.csv")) == (everything["confidence"] >= middle).sum()
-    classify(str(pictures), output=tmp_path / "none.csv", threshold=1.0)
+    classify(str(images), output=tmp_path / "none.csv", threshold=1.0)
     none = pd.read_csv(tmp_path / "none.csv")  # a row each all the same, without a class
     assert list(none.columns) == ["path", "class", "confidence"] and len(none) == 3 and none["class"].isna().all()
 
 
-def test_odd_images_are_classified_or_told_in_one_line(pictures, capsys):
-    Image.new("L", (1, 1)).save(pictures / "pixel.png")
-    Image.new("L", (10_000, 10_000)).save(pictures / "large.png")  # 100 megapixels
-    Image.new("L", (20_000, 20_000)).save(pictures / "bomb.png")
-    assert classify(str(pictures)) == 1
+def test_odd_images_are_classified_or_told_in_one_line(images, capsys):
+    Image.new("L", (1, 1)).save(images / "pixel.png")
+    Image.new("L", (10_000, 10_000)).save(images / "large.png")  # 100 megapixels
+    Image.new("L", (20_000, 20_000)).save(images / "bomb.png")
+    assert classify(str(images)) == 1
     out, err = capsys.readouterr()
     assert "pixel.png  " in out and "large.png  " in out
     assert len([line for line in err.splitlines() if "bomb.png" in line]) == 1
@@ -101,14 +101,14 @@ def test_options_out_of_range_are_refused(project, words):
     assert result.returncode == 2 and words[1] in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_table_of_another_kind_is_refused(pictures, tmp_path):
+def test_a_table_of_another_kind_is_refused(images, tmp_path):
     with pytest.raises(UserError, match=r"must end in one of \.csv, \.json, \.parquet"):
-        classify(str(pictures), output=tmp_path / "predictions.xlsx")
+        classify(str(images), output=tmp_path / "predictions.xlsx")
 
 
-@pytest.mark.parametrize("name", ["missing.png", "pictures"])
+@pytest.mark.parametrize("name", ["missing.png", "images"])
 def test_nothing_to_predict_is_an_error(project, monkeypatch, capsys, name):
-    (project / "pictures").mkdir(exist_ok=True)
+    (project / "images").mkdir(exist_ok=True)
     monkeypatch.setattr(sys, "argv", ["image_classifier", "predict", name])
     with pytest.raises(SystemExit) as ended:
         exit_with(command_line.main)
@@ -166,25 +166,25 @@ def test_doctor_tells_of_unfinished_trainings_and_of_names_that_dvc_cannot_read(
     assert r"data/raw/pets/cat/caf\xe9.png: its name is not UTF-8" in told
 
 
-def test_the_same_files_are_images_for_predict_as_for_prepare(pictures, capsys):
+def test_the_same_files_are_images_for_predict_as_for_prepare(images, capsys):
     """Hidden files and others that are no images are left out and told; a name that ends as an image's is tried."""
-    shutil.copy(pictures / "0.png", pictures / "no_ending")
+    shutil.copy(images / "0.png", images / "no_ending")
     for name in ("._1.png", "Thumbs.db", "manual.pdf", "film.mpg", ".hidden"):
-        (pictures / name).write_bytes(b"\0\x05\x16\x07" * 20)
-    assert classify(str(pictures), as_json=True) == 0
+        (images / name).write_bytes(b"\0\x05\x16\x07" * 20)
+    assert classify(str(images), as_json=True) == 0
     out, err = capsys.readouterr()
     assert [row["path"].rpartition("/")[2] for row in json.loads(out)] == ["0.png", "1.png", "2.png", "no_ending"]
     assert "left out: 5 hidden files or files that are not images" in err and "manual.pdf" in err
-    (pictures / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
-    assert classify(str(pictures), as_json=True) == 1
+    (images / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    assert classify(str(images), as_json=True) == 1
     assert "phone.heic: " in capsys.readouterr().err
 
 
-def test_a_table_has_the_path_as_it_is(pictures, tmp_path):
+def test_a_table_has_the_path_as_it_is(images, tmp_path):
     name = "Screenshot 3.04\u202fPM \U0001f468\u200d\U0001f469.png"
-    (pictures / "0.png").rename(pictures / name)
-    classify(str(pictures / name), output=tmp_path / "out.csv", top_k=1)
-    assert pd.read_csv(tmp_path / "out.csv")["path"].tolist() == [str(pictures / name)]
+    (images / "0.png").rename(images / name)
+    classify(str(images / name), output=tmp_path / "out.csv", top_k=1)
+    assert pd.read_csv(tmp_path / "out.csv")["path"].tolist() == [str(images / name)]
 
 
 def test_a_model_of_an_older_version_is_one_line(project):

@@ -1,6 +1,7 @@
 """Pretrained weights that come as a package."""
 
 import json
+import shutil
 from importlib.metadata import distribution
 
 import pytest
@@ -9,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from image_classifier.commands import weights
-from image_classifier.core import files
+from image_classifier.commands import recipe, weights
+from image_classifier.core import config, files
 from image_classifier.core.errors import UserError
 from image_classifier.training.build import build_network, input_normalization
 from tests.helpers.architectures import settings
+from tests.helpers.project import ROOT
 
 # Of each stage of EfficientNet-Lite0, table 1 of arXiv 1905.11946: blocks, kernel, stride, expansion.
 STAGES = [(1, 3, 1, 1), (2, 3, 2, 6), (2, 5, 2, 6), (3, 3, 2, 6), (3, 5, 1, 6), (4, 5, 2, 6), (1, 3, 1, 6)]
@@ -79,6 +81,16 @@ def test_it_becomes_a_classifier_of_other_classes(folder):
     network = build_network(settings(folder, pretrained=True), ["cat", "dog"], 64, seed=0)
     assert network(pixel_values=torch.zeros(2, 3, 64, 64)).logits.shape == (2, 2)
     assert json.loads(network.config.to_json_string(use_diff=False))["label_names"] == ["cat", "dog"]
+
+
+def test_a_recipe_writes_the_weights_that_it_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "recipes", "recipes")
+    shutil.copy(ROOT / "params.yaml", ".")
+    for _ in range(2):  # the second time they are there
+        recipe.main("finetune")
+    assert capsys.readouterr().out.count("models/pretrained/efficientnet-lite0 written") == 1
+    build_network(config.load().model, ["cat", "dog"], 64, seed=0)
 
 
 def test_unknown_weights_are_one_line():

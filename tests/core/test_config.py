@@ -121,7 +121,7 @@ def test_a_recipe_leaves_nothing_of_another_behind():
 
 def test_a_bad_recipe_changes_nothing(params, tmp_path):
     before = params.read_text()
-    with pytest.raises(UserError, match="choose one of cifar10"):
+    with pytest.raises(UserError, match="choose one of .*cifar10"):
         apply("nothing", params)
     for name, text in (("key", "training:\n  speed: 9\n"), ("value", "training:\n  num_epochs: 0\n")):
         (tmp_path / f"{name}.yaml").write_text(text)

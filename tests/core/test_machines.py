@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from collections import deque
 from pathlib import Path
@@ -267,6 +268,15 @@ def test_an_unexpected_error_of_the_system_says_how_to_see_where(monkeypatch, ca
     with pytest.raises(SystemExit, match=r"error: \[Errno 5\]"):
         exit_with(fails)
     assert "in fails" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    words = [sys.executable, "-c", "from image_classifier.core.entry import exit_with; exit_with(lambda: print('x'))"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT / "src")
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_the_traceback_shows_what_a_one_line_error_hides(monkeypatch, capsys):

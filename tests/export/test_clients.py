@@ -15,21 +15,21 @@ from tests.helpers.project import ROOT, command
 
 
 @pytest.fixture
-def pictures(trained) -> np.ndarray:
+def images(trained) -> np.ndarray:
     """Test images, uint8 [20, 64, 64, 3]."""
     return ShardReader(trained / "data/shards/test").gather(np.arange(20)).numpy()
 
 
 @pytest.fixture
-def ours(trained, pictures) -> np.ndarray:
+def ours(trained, images) -> np.ndarray:
     """Their probabilities, float32 [20, 10]."""
-    return formats.session(trained / "models/export/model.onnx").run(None, {"image": pictures})[0]
+    return formats.session(trained / "models/export/model.onnx").run(None, {"image": images})[0]
 
 
-def test_the_readmes_lines_need_neither_this_project_nor_torch(trained, tmp_path, pictures, ours):
+def test_the_readmes_lines_need_neither_this_project_nor_torch(trained, tmp_path, images, ours):
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)]
     (tmp_path / "models").symlink_to(trained / "models")
-    Image.fromarray(pictures[0]).save(tmp_path / "image.png")
+    Image.fromarray(images[0]).save(tmp_path / "image.png")
     absent = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'transformers', 'image_classifier']))\n"
     )
@@ -37,14 +37,14 @@ def test_the_readmes_lines_need_neither_this_project_nor_torch(trained, tmp_path
     assert name == str(ours[0].argmax()) and float(probability) == pytest.approx(ours[0].max(), abs=1e-6)
 
 
-def test_mlflow_loads_the_model_by_its_alias(trained, pictures, ours):
+def test_mlflow_loads_the_model_by_its_alias(trained, images, ours):
     mlflow.set_tracking_uri(f"sqlite:///{trained / 'mlflow.db'}")
     model = mlflow.pyfunc.load_model("models:/image-classifier@champion")
-    np.testing.assert_allclose(model.predict({"image": pictures})["probabilities"], ours, rtol=1e-5)
+    np.testing.assert_allclose(model.predict({"image": images})["probabilities"], ours, rtol=1e-5)
 
 
 @pytest.mark.full
-def test_mlflow_serves_the_model_over_http(trained, pictures, ours, monkeypatch):
+def test_mlflow_serves_the_model_over_http(trained, images, ours, monkeypatch):
     monkeypatch.chdir(trained)
-    (found,) = answers([pictures[:2]], f"sqlite:///{trained / 'mlflow.db'}")
+    (found,) = answers([images[:2]], f"sqlite:///{trained / 'mlflow.db'}")
     np.testing.assert_allclose(found, ours[:2], rtol=1e-4)

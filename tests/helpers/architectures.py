@@ -1,8 +1,11 @@
 """Every architecture behind transformers' AutoModelForImageClassification, small enough for a test."""
 
+import json
 from pathlib import Path
 
+import timm
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from image_classifier.core.config import Model
@@ -129,4 +132,17 @@ def hub_folder(path: Path, kind: str, num_labels: int = 1000, weights: str | Non
         tiny.save_pretrained(path)
     if weights == "bin":
         torch.save(network.state_dict(), path / "pytorch_model.bin")
+    return path
+
+
+def timm_folder(path: Path, kind: str, num_classes: int = 5) -> Path:
+    """A model as timm saves it for the hub: weights without a prefix, and a config.json of its own."""
+    torch.manual_seed(1)
+    network = timm.create_model(kind, num_classes=num_classes)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+    own = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "num_classes": num_classes, "input_size": [3, 160, 160]}
+    told = {"architecture": kind, "num_classes": num_classes, "pretrained_cfg": own}
+    told["label_names"] = [f"theirs {number}" for number in range(num_classes)]
+    (path / "config.json").write_text(json.dumps(told))
     return path

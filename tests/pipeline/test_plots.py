@@ -36,8 +36,8 @@ def test_the_page_of_plots_draws_every_chart_without_a_network(project, tmp_path
     drawn = dict(re.findall(r'<div id="([^"]+)" class="vega-embed[^"]*">.*?<canvas width="(\d+)"', body, re.S))
     assert drawn.keys() >= CHARTS
     assert all(int(width) > 200 for name, width in drawn.items() if name in CHARTS)
-    pictures = re.findall(r'<img src="([^"]+)"', body)
-    assert len(pictures) == 5 * revisions and all((page.parent / name).stat().st_size > 1000 for name in pictures)
+    images = re.findall(r'<img src="([^"]+)"', body)
+    assert len(images) == 5 * revisions and all((page.parent / name).stat().st_size > 1000 for name in images)
     # Addresses in a page without a network would fail to load, which the console says.
     errors = [line for line in shown.stderr.splitlines() if re.search(r"CONSOLE.*(ERR_|Error|error)", line)]
     assert not errors, errors

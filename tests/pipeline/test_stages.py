@@ -33,7 +33,7 @@ from image_classifier.training.build import build_network
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, export, prepare, train
 from stages import report as stages_report
-from tests.helpers.architectures import KINDS, hub_folder
+from tests.helpers.architectures import KINDS, hub_folder, timm_folder
 from tests.helpers.project import command, edit_params, read, series
 from tests.helpers.training import validations
 
@@ -119,8 +119,8 @@ def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_image(tra
     with open(trained / "metrics/evaluate/predictions.csv") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     digits = sources.load(config.load().data, tmp_path)["train"]
-    pictures = [decode.decode(image["bytes"]) for image in digits["image"]]
-    chosen = {digest: p for p in pictures if (digest := decode.digest(p).hex()) in rows}
+    images = [decode.decode(image["bytes"]) for image in digits["image"]]
+    chosen = {digest: p for p in images if (digest := decode.digest(p).hex()) in rows}
     assert len(chosen) == len(rows) == 360
     for (digest, row), found in zip(
         ((d, rows[d]) for d in chosen), classify(list(chosen.values()), top_k=1, batch_size=32), strict=True
@@ -154,7 +154,8 @@ def test_the_report_and_the_card_hold_the_figures_of_the_metrics_files(trained):
     assert "published" not in text  # another recipe
     front = YAML(typ="safe").load(card.split("---")[1])
     (result,) = front["model-index"][0]["results"]
-    assert result["metrics"][0] == {"type": "accuracy", "value": round(test["accuracy"], 4)}
+    assert result["metrics"][0] == {"type": "accuracy", "name": "accuracy", "value": round(test["accuracy"], 4)}
+    assert result["dataset"]["split"] == "test"
     assert not re.search(r"20\d\d-|\d+:\d\d|seconds", text + card)  # no time of day, no duration
 
 
@@ -381,6 +382,19 @@ def test_all_but_the_last_block_stays_as_it_was(project, change):
     assert any("running_mean" in name for name in last)
     assert {name.split(".")[0] for name in changed - last} <= {"classifier", "mobilevit"}
     assert not [name for name in changed - last if name.startswith("mobilevit.") and "conv_1x1_exp" not in name]
+
+
+def test_a_model_of_timm_goes_from_training_to_export_and_int8(project, change):
+    path = timm_folder(project / "models/pretrained/timm", "test_efficientnet")
+    change({"data": {"normalization": "checkpoint"}, "export": {"int8": True, "max_int8_loss": 1.0}})
+    change({"model": {"name": str(path.relative_to(project)), "pretrained": True}, "training": {"num_epochs": 2}})
+    for stage in (train, evaluate, export):  # the last one refuses what disagrees
+        stage.main()
+    exported = read(project / "metrics/export/metrics.json")
+    assert exported["onnx_agreement"] == exported["hf_agreement"] == 1 and "int8_accuracy" in exported
+    config_file = read(project / "models/export/hf/config.json")
+    assert config_file["label_names"] == list("0123456789") and "pretrained_cfg" not in config_file
+    assert "models/pretrained/timm" in (project / "models/export/hf/README.md").read_text()
 
 
 @pytest.mark.full

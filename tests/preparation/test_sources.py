@@ -46,12 +46,12 @@ def project_folder(tmp_path) -> Path:
     return tmp_path
 
 
-def picture(number: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
+def drawn(number: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
 def pets(count: int, first: int = 0) -> dict[str, list]:
-    images = [{"bytes": encoded(picture(first + number)), "path": None} for number in range(count)]
+    images = [{"bytes": encoded(drawn(first + number)), "path": None} for number in range(count)]
     return {"img": images, "label": [number % 2 for number in range(count)]}
 
 
@@ -68,7 +68,7 @@ def class_folders(folder: Path, count: int, first: int = 0, names=NAMES) -> None
     for number in range(count):
         path = folder / names[number % len(names)] / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(first + number).save(path)
+        drawn(first + number).save(path)
 
 
 def prepared(split: str) -> dict:
@@ -142,8 +142,8 @@ def test_classes_called_train_and_test_are_classes(workspace):
 
 def test_plain_values_as_labels(workspace):
     rows = pets(40)
-    table = {"picture": rows["img"], "kind": [NAMES[label] for label in rows["label"]], "weight": rows["label"]}
-    features = {"picture": datasets.Image(), "kind": datasets.Value("string"), "weight": datasets.Value("int64")}
+    table = {"image": rows["img"], "kind": [NAMES[label] for label in rows["label"]], "weight": rows["label"]}
+    features = {"image": datasets.Image(), "kind": datasets.Value("string"), "weight": datasets.Value("int64")}
     (workspace / "data/raw/pets").mkdir()
     datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet("data/raw/pets/train.parquet")
     assert "2 columns of labels: set data.label_column to one of kind, weight" in refused()
@@ -165,7 +165,7 @@ def test_columns_can_be_chosen_where_several_would_do(workspace):
     edit_params(workspace, {"data": {"label_column": "fine"}})
     prepare.main()
     assert prepared("train")["class_names"] == ["fine 0", "fine 1"]
-    digests = {decode.digest(picture(number)).hex(): number for number in range(40)}
+    digests = {decode.digest(drawn(number)).hex(): number for number in range(40)}
     train = ShardReader("data/shards/train")
     assert [digests[digest] % 2 for digest in train.hashes] == train.labels.tolist()
 
@@ -210,8 +210,8 @@ def test_all_unreadable_files_are_named_also_beyond_a_subset(workspace):
 def test_unreadable_files_are_all_named_or_left_out(workspace):
     folder = workspace / "data/raw/pets"
     class_folders(folder, 40)
-    (folder / "cat/notes.txt").write_text("no picture")
-    (folder / "dog/broken.png").write_bytes(encoded(picture(0))[:60])
+    (folder / "cat/notes.txt").write_text("no image")
+    (folder / "dog/broken.png").write_bytes(encoded(drawn(0))[:60])
     message = refused()
     assert message.startswith("2 images cannot be read (data.on_unreadable = fail; remove them, or skip): ")
     assert "data/raw/pets/cat/notes.txt: not an image" in message and "data/raw/pets/dog/broken.png: " in message
@@ -229,8 +229,8 @@ def test_duplicates_across_splits_are_found_by_their_pixels(workspace):
     folder = workspace / "data/raw/pets"
     class_folders(folder / "train", 32)
     class_folders(folder / "test", 8, first=100)
-    picture(1).save(folder / "test/dog/copy.tiff")  # the same pixels in another format
-    (folder / "test/cat/odd.png").write_bytes(encoded(picture(999)))
+    drawn(1).save(folder / "test/dog/copy.tiff")  # the same pixels in another format
+    (folder / "test/cat/odd.png").write_bytes(encoded(drawn(999)))
     assert "1 images appear in two splits (data.on_duplicate = fail; drop or count): data/raw/pets/train/" in refused()
     edit_params(workspace, {"data": {"on_duplicate": "drop"}})
     prepare.main()
@@ -253,7 +253,7 @@ def test_a_subset_stays_whole_and_balanced_when_images_are_left_out(workspace):
         shutil.rmtree(made)
     class_folders(folder / "train", 80)
     for path in sorted((folder / "train/dog").iterdir())[:30]:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     edit_params(workspace, {"data": {"on_unreadable": "skip"}})
     message = refused()
     assert "data.subset_size = 40, but " in message
@@ -273,7 +273,7 @@ def test_rows_without_a_image_are_unreadable(workspace):
 
 
 def test_a_table_cannot_name_files_outside_of_the_images(workspace):
-    picture(1).save(workspace / "secret.png")
+    drawn(1).save(workspace / "secret.png")
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     for number, path in enumerate([str(workspace / "secret.png"), "data/raw/../../secret.png"]):
         rows = pets(40)
@@ -385,7 +385,7 @@ def nested(folder: Path) -> None:
 def lonely(folder: Path) -> None:
     class_folders(folder, 40)
     (folder / "fish").mkdir()
-    picture(50).save(folder / "fish/one.png")
+    drawn(50).save(folder / "fish/one.png")
 
 
 def other_classes(folder: Path) -> None:
@@ -473,14 +473,14 @@ def test_own_images_under_dvc_reach_an_experiment_in_its_own_folder(project):
 def test_images_resized_together_are_those_resized_alone_in_order(mode):
     resize = Resize(32, mode)
     sizes = [(9, 7), (300, 200), (9, 7), (40, 50), (300, 200), (9, 7)]
-    pictures = [picture(number, size) for number, size in enumerate(sizes)]
-    images = [{"bytes": encoded(image), "path": None} for image in pictures]
-    images.insert(2, {"bytes": b"no picture", "path": None})
+    originals = [drawn(number, size) for number, size in enumerate(sizes)]
+    images = [{"bytes": encoded(image), "path": None} for image in originals]
+    images.insert(2, {"bytes": b"no image", "path": None})
     made = decode_rows(resize, [(image, 0, f"row {number}") for number, image in enumerate(images)])
     assert [found.where for found in made] == [f"row {number}" for number in range(7)]
     bad = made.pop(2)
     assert bad.pixels is None and bad.error.startswith("not an image in one of the formats PNG, JPEG, ")
-    for found, alone in zip(made, pictures, strict=True):
+    for found, alone in zip(made, originals, strict=True):
         assert torch.equal(found.pixels, resize(alone)) and found.digest == decode.digest(alone)
 
 
@@ -561,7 +561,7 @@ def two_validations(folder: Path) -> None:
 def kaggle(folder: Path) -> None:
     class_folders(folder / "train", 40)
     (folder / "test").mkdir()
-    picture(500).save(folder / "test/0001.png")
+    drawn(500).save(folder / "test/0001.png")
 
 
 def labels_in_a_table(folder: Path) -> None:
@@ -600,12 +600,12 @@ def test_images_beside_a_table_of_labels(workspace, kind):
     (folder / "images").mkdir(parents=True)
     rows = [{"file_name": f"images/{number}.png", "label": NAMES[number % 2]} for number in range(40)]
     for number, row in enumerate(rows):
-        picture(number).save(folder / row["file_name"])
+        drawn(number).save(folder / row["file_name"])
     lines = ["file_name,label", *(",".join(row.values()) for row in rows)] if kind == "csv" else map(json.dumps, rows)
     (folder / f"metadata.{kind}").write_text("\n".join(lines))
     prepare.main()
     assert prepared("train")["class_counts"] == {"cat": 12, "dog": 12}
-    digests = {decode.digest(picture(number)).hex(): number for number in range(40)}
+    digests = {decode.digest(drawn(number)).hex(): number for number in range(40)}
     train = ShardReader("data/shards/train")
     assert [digests[digest] % 2 for digest in train.hashes] == train.labels.tolist()
 
@@ -613,7 +613,7 @@ def test_images_beside_a_table_of_labels(workspace, kind):
 @pytest.mark.parametrize("shape", ["bytes", "struct", "struct without a path"])
 @pytest.mark.parametrize("labels", ["text", "integers"])
 def test_tables_as_pandas_and_spark_write_them(workspace, shape, labels):
-    files_ = [encoded(picture(number)) for number in range(40)]
+    files_ = [encoded(drawn(number)) for number in range(40)]
     images = {
         "bytes": files_,
         "struct": [{"bytes": data, "path": None} for data in files_],
@@ -637,7 +637,7 @@ def test_tables_as_pandas_and_spark_write_them(workspace, shape, labels):
     ],
 )
 def test_missing_labels_are_counted(workspace, labels, told):
-    images = [{"bytes": encoded(picture(number)), "path": None} for number in range(40)]
+    images = [{"bytes": encoded(drawn(number)), "path": None} for number in range(40)]
     (workspace / "data/raw/pets").mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": labels}), "data/raw/pets/train.parquet")
     assert told in refused()
@@ -694,9 +694,9 @@ def both_classes(folder: Path) -> None:
     class_folders(folder / "train", 80)
     class_folders(folder / "test", 20, first=200)
     for number in (0, 2, 4):
-        picture(number).save(folder / f"train/dog/copy{number}.tiff")
-    picture(200).save(folder / "train/dog/copy200.png")
-    picture(202).save(folder / "test/dog/copy202.png")
+        drawn(number).save(folder / f"train/dog/copy{number}.tiff")
+    drawn(200).save(folder / "train/dog/copy200.png")
+    drawn(202).save(folder / "test/dog/copy202.png")
 
 
 def test_an_image_under_two_labels_is_refused_dropped_or_counted(workspace):
@@ -752,7 +752,7 @@ def patients(folder: Path, deeper: bool) -> None:
         label, patient = NAMES[number % 2], number // 6
         path = folder / label / (f"patient{patient}/{number}.png" if deeper else f"patient{patient}_{number}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(number).save(path)
+        drawn(number).save(path)
 
 
 @pytest.mark.parametrize(("deeper", "group"), [(True, "folder"), (False, r"^(patient\d+)_"), (False, r"patient\d+")])
@@ -760,7 +760,7 @@ def test_a_group_is_never_on_both_sides(workspace, deeper, group):
     patients(workspace / "data/raw/pets", deeper)
     edit_params(workspace, {"data": {"group": group}})
     prepare.main()
-    patient = {decode.digest(picture(number)).hex(): number // 6 for number in range(240)}
+    patient = {decode.digest(drawn(number)).hex(): number // 6 for number in range(240)}
     sides = [{patient[h] for h in ShardReader(f"data/shards/{name}").hashes} for name in ("train", "val", "test")]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 40
     assert sum(counts().values()) == 240
@@ -778,7 +778,7 @@ def test_a_column_can_be_the_group(workspace):
     datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet("data/raw/pets/train.parquet")
     edit_params(workspace, {"data": {"group": "patient"}})
     prepare.main()
-    patient = {decode.digest(picture(number)).hex(): number // 6 for number in range(120)}
+    patient = {decode.digest(drawn(number)).hex(): number // 6 for number in range(120)}
     sides = [{patient[h] for h in ShardReader(f"data/shards/{name}").hashes} for name in ("train", "val", "test")]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 20
 
@@ -786,7 +786,7 @@ def test_a_column_can_be_the_group(workspace):
 def test_groups_that_the_sources_own_splits_share_are_refused(workspace):
     patients(workspace / "data/raw/pets/train", deeper=False)
     class_folders(workspace / "data/raw/pets/test", 8, first=500)
-    picture(900).save(workspace / "data/raw/pets/test/cat/patient3_x.png")
+    drawn(900).save(workspace / "data/raw/pets/test/cat/patient3_x.png")
     edit_params(workspace, {"data": {"group": r"^(patient\d+)_|^\d+"}})
     for path in (workspace / "data/raw/pets/test").rglob("00*.png"):
         path.rename(path.with_name(f"patient9{path.name[:3]}_.png"))
@@ -854,7 +854,7 @@ def test_thin_classes_are_told_with_the_fraction_that_would_do(workspace, each, 
     ],
 )
 def test_a_missing_group_is_counted_and_the_labels_are_none(workspace, groups, group, expected):
-    images = [{"bytes": encoded(picture(number)), "path": None} for number in range(40)]
+    images = [{"bytes": encoded(drawn(number)), "path": None} for number in range(40)]
     table = pyarrow.table({"image": images, "label": NAMES * 20, "patient": groups * 10})
     (workspace / "data/raw/pets").mkdir()
     pyarrow.parquet.write_table(table, "data/raw/pets/train.parquet")
@@ -866,7 +866,7 @@ def test_findings_name_the_file_beside_a_table_of_labels(workspace):
     folder = workspace / "data/raw/pets"
     folder.mkdir()
     for number in range(40):
-        picture(number).save(folder / f"{number}.png")
+        drawn(number).save(folder / f"{number}.png")
     (folder / "7.png").write_bytes(b"not an image")
     rows = [json.dumps({"file_name": f"{number}.png", "label": NAMES[number % 2]}) for number in range(40)]
     (folder / "metadata.jsonl").write_text("\n".join(rows))

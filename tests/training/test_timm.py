@@ -1,6 +1,5 @@
 """Classifiers of timm: from scratch, and from folders as timm's models lie on the hub."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor, ViTImageProcessor
 
@@ -20,26 +19,13 @@ from image_classifier.model import checkpoint
 from image_classifier.training.build import build_network, input_normalization
 from image_classifier.training.layers import head_parameters, layers
 from image_classifier.training.sizes import check_sizes
-from tests.helpers.architectures import settings
+from tests.helpers.architectures import settings, timm_folder
 
 CLASSES = ["cat", "dog", "fish"]
 # Small ones that timm keeps for tests: convolutions, with batch norm; attention, of one size; two stages of ConvNeXt.
 KINDS = ("test_efficientnet", "test_vit", "test_convnext")
 SIZE = 160  # pixels, of all three
 ONE_SIZE = "vit_tiny_patch16_224"  # which takes no other size
-
-
-def timm_folder(path: Path, kind: str, num_classes: int = 5) -> Path:
-    """A model as timm saves it for the hub: weights without a prefix, and a config.json of its own."""
-    torch.manual_seed(1)
-    network = timm.create_model(kind, num_classes=num_classes)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
-    own = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3], "num_classes": num_classes, "input_size": [3, SIZE, SIZE]}
-    told = {"architecture": kind, "num_classes": num_classes, "pretrained_cfg": own}
-    told["label_names"] = [f"theirs {number}" for number in range(num_classes)]
-    (path / "config.json").write_text(json.dumps(told))
-    return path
 
 
 def build(name: str | Path, size: int = SIZE, **changes):

@@ -1,6 +1,7 @@
 """How a stage or a command ends: an exit code, one line for an error that a person can fix, a traceback for a bug."""
 
 import os
+import select
 import signal
 import sqlite3
 import sys
@@ -26,15 +27,27 @@ def exit_with(main: Callable[[], int | None]) -> None:
         sys.exit("error: Windows is not supported: run this in WSL 2, the Windows Subsystem for Linux")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: what is open is closed
     try:
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+            sys.exit(1)
         if (message := _explain(error)) is None:
             raise
         if os.environ.get(TRACEBACK) == "1":
             _print_whole(error)
         sys.exit(f"error: {message}")
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads our output has ended, as `head` does when it has its lines."""
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def _explain(error: Exception) -> str | None:

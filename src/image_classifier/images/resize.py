@@ -29,10 +29,11 @@ class Resize:
         width, height = images[0].size
         pixels = torch.frombuffer(bytearray().join(image.tobytes() for image in images), dtype=torch.uint8)
         pixels = pixels.view(len(images), height, width, 3).permute(0, 3, 1, 2)
-        sides = (height, width) if self.mode == "crop" else (1, 1)
-        pixels = F.interpolate(
-            pixels, [self.size * side // min(sides) for side in sides], mode="bilinear", antialias=True
-        )
-        top, left = (pixels.shape[2] - self.size) // 2, (pixels.shape[3] - self.size) // 2
+        new_height = new_width = self.size
+        if self.mode == "crop":
+            shorter = min(height, width)
+            new_height, new_width = self.size * height // shorter, self.size * width // shorter
+        pixels = F.interpolate(pixels, (new_height, new_width), mode="bilinear", antialias=True)
+        top, left = (new_height - self.size) // 2, (new_width - self.size) // 2
         middle = pixels[:, :, top : top + self.size, left : left + self.size]
         return middle.permute(0, 2, 3, 1).contiguous()

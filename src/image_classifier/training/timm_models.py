@@ -1,13 +1,15 @@
-"""The models of timm, in the wrapper that transformers has for them."""
+"""The models of timm, in the wrapper that transformers has for them.
+
+timm itself is imported where it is used: it takes seconds, which other models are not to wait for.
+"""
 
 import difflib
 
-import timm
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import PretrainedConfig, PreTrainedModel
 
 from image_classifier.core.errors import UserError
 
-PREFIX = "timm/"  # of the names of timm's models on the hub
+TYPE, PREFIX = "timm_wrapper", "timm/"  # of such models: their type in transformers, and of their names on the hub
 
 
 def architecture(name: str) -> str:
@@ -15,6 +17,8 @@ def architecture(name: str) -> str:
 
     Raises UserError: this version of timm has no such architecture; those with names like it are told.
     """
+    import timm
+
     wanted = name.removeprefix(PREFIX).partition(".")[0]
     if timm.is_model(wanted):
         return wanted
@@ -23,23 +27,29 @@ def architecture(name: str) -> str:
     raise UserError(f"model.name = {name}: timm {timm.__version__} has no {wanted}; {hint}")
 
 
-def configure(name: str, labels: dict, image_size: int) -> TimmWrapperConfig:
+def configure(name: str, labels: dict, image_size: int) -> PretrainedConfig:
     """The settings of a network named `timm/ARCHITECTURE`, for images of `image_size` where it takes one size alone."""
+    import timm
+    from transformers import TimmWrapperConfig
+
     kind = architecture(name)
     known = timm.get_pretrained_cfg(kind)
     fixed = known is not None and known.fixed_input_size
     return TimmWrapperConfig(architecture=kind, model_args={"img_size": image_size} if fixed else None, **labels)
 
 
-def from_scratch(config: TimmWrapperConfig) -> TimmWrapperForImageClassification:
+def from_scratch(config: PretrainedConfig) -> PreTrainedModel:
     """A network with random weights, drawn as timm draws them: the wrapper's own are meant to be overwritten."""
+    import timm
+    from transformers import TimmWrapperForImageClassification
+
     network = TimmWrapperForImageClassification._from_config(config)
     drawn = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
     network.timm_model.load_state_dict(drawn.state_dict())
     return network
 
 
-def settle(network: TimmWrapperForImageClassification, class_names: list[str], dropout: float | None) -> None:
+def settle(network: PreTrainedModel, class_names: list[str], dropout: float | None) -> None:
     """Set what the wrapper does not: the names of the classes, and dropout where a head keeps it as a number.
 
     A checkpoint's way to prepare images goes: left in config.json, it would win over preprocessor_config.json.
@@ -50,3 +60,26 @@ def settle(network: TimmWrapperForImageClassification, class_names: list[str], d
     for module in network.modules():
         if dropout is not None and isinstance(getattr(module, "drop_rate", None), float):
             module.drop_rate = dropout
+
+
+def head(network: PreTrainedModel) -> set[str]:
+    """The parameters of the classifier's head.
+
+    Raises UserError: there is none.
+    """
+    found = network.timm_model.get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)  # two, in a distilled network
+    own = {id(parameter) for one in heads for parameter in one.parameters()}
+    if not own:
+        raise UserError(f"model.name: {network.config.architecture} of timm has no head for classes: choose another")
+    return {name for name, parameter in network.named_parameters() if id(parameter) in own}
+
+
+def numbers(network: PreTrainedModel) -> dict[str, int]:
+    """The layer of each parameter as timm groups them, counted from 0, which is before the first block."""
+    from timm.models import group_parameters
+
+    prefix, matcher = f"{network.base_model_prefix}.", network.timm_model.group_matcher(coarse=False)
+    found = group_parameters(network.timm_model, matcher, reverse=True)
+    last = max(found.values()) - 1  # above it is what no block holds, the head among it
+    return {prefix + name: min(number, last) for name, number in found.items()}

@@ -74,8 +74,7 @@ class Trainer:
             try:
                 values = self._train_epoch(epoch)
                 with self.clock(EVALUATION):
-                    if epoch == self.training.num_epochs - 1:
-                        self.recompute_batch_norm(epoch)
+                    self.recompute_batch_norm(epoch)
                     self.group.average(self.stepper.shipped)
                     size = self.validation_size(epoch)
                     values |= {f"val_{name}": value for name, value in self.validate(size).items()}
@@ -170,14 +169,13 @@ class Trainer:
         return shuffled(len(self.train), self.seed, epoch)
 
     def recompute_batch_norm(self, epoch: int) -> None:
-        """Replace the running batch-norm statistics, which lag after a short run; not in a frozen network."""
-        images = self.training.batch_norm_images
-        if images is not None and all(parameter.requires_grad for parameter in self.network.parameters()):
-            sample = batches(self.train, self.training.batch_size, shuffled(len(self.train), self.seed, epoch)[:images])
+        """Replace the running batch-norm statistics, which lag behind the weights; not in a frozen network."""
+        count = self.training.batch_norm_images
+        if count is not None and all(parameter.requires_grad for parameter in self.network.parameters()):
+            sample = batches(self.train, self.training.batch_size, shuffled(len(self.train), self.seed, epoch)[:count])
             with self.precision.autocast():
-                recompute_statistics(
-                    self.stepper.shipped, (self.normalize(i.to(self.precision.device)) for i, _ in sample)
-                )
+                pixels = (self.normalize(images.to(self.precision.device)) for images, _ in sample)
+                recompute_statistics(self._at(self.validation_size(epoch)), pixels)
 
     def training_size(self, epoch: int) -> int:
         """The image size that an epoch trains at, in pixels."""
@@ -187,12 +185,15 @@ class Trainer:
         """The image size that an epoch is validated at: that of its training, and the full one in the last epoch."""
         return self.full_size if epoch == self.training.num_epochs - 1 else self.training_size(epoch)
 
+    def _at(self, size: int) -> nn.Module:
+        network = self.stepper.shipped
+        return network if size == self.full_size else AtSize(network, size)
+
     def validate(self, size: int) -> dict[str, float]:
         """Loss, accuracy and weighted averages on val, its images scaled to `size` pixels on the device."""
         rows = np.array_split(np.arange(len(self.val)), self.group.count)[self.group.index]
         parts = batches(self.val, self.training.batch_size, rows)
-        network = self.stepper.shipped if size == self.full_size else AtSize(self.stepper.shipped, size)
-        _, part = predict(network, self.normalize, parts, self.precision)
+        _, part = predict(self._at(size), self.normalize, parts, self.precision)
         probabilities = self.group.collect(torch.from_numpy(part).to(self.precision.device), rows, len(self.val))
         values = classification(self.val.labels.numpy(), probabilities)
         return {name: values[name] for name in ("loss", "accuracy", *SCORES)}

@@ -11,7 +11,7 @@ from PIL import Image
 CLASSES = [str(number) for number in range(10)]
 
 
-def pictures(count: int) -> list[bytes]:
+def images(count: int) -> list[bytes]:
     """PNG files of 32 x 32 pixels: smooth colors with some noise, so that they compress as photos do."""
     random = np.random.default_rng(0)
     files = []
@@ -33,7 +33,7 @@ def write_made_shards(folder: Path, count: int, size: int) -> None:
 
     resize = Resize(size, "stretch")
     writer = ShardWriter(folder, resize)
-    for number, data in enumerate(pictures(count)):
+    for number, data in enumerate(images(count)):
         writer.add(resize(decode.decode(data)), number % len(CLASSES), bytes(32), number)
     writer.close(CLASSES)
 

@@ -1,0 +1,146 @@
+"""Fine-tuning EfficientNet-Lite0 on CIFAR-10: this project's recipe, transformers' example, and fewer images.
+
+    python -m benchmarks.finetuned PARQUET_FOLDER             # with train.parquet and test.parquet; 35 minutes
+    python -m benchmarks.finetuned PARQUET_FOLDER --growth    # the recipe on 100, 1,000 and 10,000 images
+
+Ours is the real pipeline in a clone of the committed state. The peer is the Trainer with the defaults of transformers'
+run_image_classification.py (three epochs, batch 8, AdamW 5e-5 in a linear decay, random resized crops, flips, fp32)
+from the same weights, on the same 10,000 images at the same 160 px, stopped at 15 minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from benchmarks import records
+from benchmarks.records import ROOT
+from image_classifier.core import tables
+from image_classifier.evaluation.intervals import wilson
+
+COLUMNS = ("what", "minutes of training", "test accuracy", "95% interval", "of")
+GROWTH_COLUMNS = ("training images", "epochs", "minutes of training", "test accuracy", "95% interval")
+SECONDS, SIZE, SEED = 15 * 60, 160, 0
+OURS = "this project, `cifar10-finetune`"
+PEER = "Trainer, the defaults of `run_image_classification`"
+GROWTH = {100: 40, 1_000: 16}  # images: epochs, more where there are fewer, so that there are steps enough
+
+
+def main() -> None:
+    """Run all in turn, each in its own process, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parquet", type=Path)
+    parser.add_argument("--growth", action="store_true", help="fewer images instead of a peer")
+    parser.add_argument("--peer", type=Path, metavar="CLONE", help=argparse.SUPPRESS)
+    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
+    arguments = parser.parse_args()
+    if arguments.peer:
+        print(json.dumps(trainer(arguments.peer)))
+        return
+    command, packages = "python -m benchmarks.finetuned PARQUET_FOLDER", ["torch", "timm", "transformers"]
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "clone"
+        subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+        (clone / "data/raw/cifar10").symlink_to(arguments.parquet.resolve())
+        subprocess.run([sys.executable, "-m", "image_classifier", "recipe", "cifar10-finetune"], cwd=clone, check=True)
+        if arguments.growth:
+            runs = {count: pipeline(clone, count, epochs) for count, epochs in GROWTH.items()}
+            runs[10_000] = pipeline(clone, 10_000)
+            rows = [[f"{count:,}", *run] for count, run in runs.items()]
+            note = "The recipe `cifar10-finetune`, 10,000 test images, one seed; 2,000 val images choose the epoch."
+            title, name = "How accuracy grows with the number of images", "growth" if arguments.record else None
+            records.publish(name, title, f"{command} --growth", packages, GROWTH_COLUMNS, rows, note)
+            return
+        ours = pipeline(clone, 10_000)
+        words = [sys.executable, "-m", "benchmarks.finetuned", str(arguments.parquet), "--peer", str(clone)]
+        output = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    theirs = json.loads(output.splitlines()[-1])
+    rows = [[OURS, *ours[1:], "10,000"], [PEER, *theirs, "10,000"]]
+    note = "10,000 training images at 160 px, the same pretrained weights, one seed each."
+    name = "finetuned" if arguments.record else None
+    records.publish(name, "Fine-tuning on 10,000 images of CIFAR-10", command, packages, COLUMNS, rows, note)
+
+
+def pipeline(clone: Path, count: int, epochs: int | None = None) -> list[str]:
+    """Prepare, train and evaluate in the clone on `count` images; epochs, minutes of training, accuracy, interval."""
+    yaml = YAML()
+    params = yaml.load(clone / "params.yaml")
+    params["data"]["source"], params["data"]["subset_size"] = "data/raw/cifar10", count
+    params["data"]["revision"] = None
+    if epochs is not None:
+        params["training"]["num_epochs"] = epochs
+    yaml.dump(params, clone / "params.yaml")
+    for stage in ("prepare", "train", "evaluate"):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=clone, check=True, stdout=sys.stderr)
+        if stage == "train":
+            minutes = (time.perf_counter() - started) / 60
+    found = tables.read_intervals(clone / "metrics/evaluate/intervals.csv").loc["accuracy"]
+    interval = f"{found['low']:.4f} to {found['high']:.4f}"
+    return [str(params["training"]["num_epochs"]), f"{minutes:.1f}", f"{found['value']:.4f}", interval]
+
+
+def trainer(clone: Path) -> list[str]:
+    """The peer, on the shards of the clone; minutes of training, accuracy, interval."""
+    import torch
+    from torchvision.transforms import v2
+    from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+    from image_classifier.core import config
+    from image_classifier.images.shards import ShardReader
+    from image_classifier.training.build import build_network, input_normalization
+
+    class Stop(TrainerCallback):
+        def on_train_begin(self, *_, **__) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, _, state, control, **__) -> None:
+            self.seconds = time.perf_counter() - self.start
+            control.should_training_stop = self.seconds > SECONDS
+
+    class Images(torch.utils.data.Dataset):
+        def __init__(self, split: str, changes: list):
+            self.split = ShardReader(clone / "data/shards" / split)
+            scaled = v2.ToDtype(torch.float32, scale=True)
+            self.transform = v2.Compose([*changes, scaled, v2.Normalize(normalize.mean, normalize.std)])
+
+        def __len__(self) -> int:
+            return len(self.split)
+
+        def __getitem__(self, row: int) -> dict:
+            image = self.split.gather(np.array([row]))[0].permute(2, 0, 1)
+            return {"pixel_values": self.transform(image), "labels": int(self.split.labels[row])}
+
+    set_seed(SEED)
+    params = config.load(clone / "params.yaml")
+    model = params.model.model_copy(update={"name": str(clone / params.model.name), "dropout": None})
+    normalize = input_normalization("checkpoint", model)
+    random = [v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()]
+    train, test = Images("train", random), Images("test", [])
+    network = build_network(model, train.split.class_names, SIZE, SEED)
+    stop = Stop()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            output_dir=folder, report_to=[], save_strategy="no", use_cpu=True, remove_unused_columns=False, seed=SEED
+        )
+        loop = Trainer(
+            model=network.to(memory_format=torch.contiguous_format),
+            args=settings,
+            train_dataset=train,
+            callbacks=[stop],
+        )
+        loop.train()
+        found = loop.predict(test)
+    hits = int((found.predictions.argmax(axis=1) == found.label_ids).sum())
+    low, high = wilson(hits, len(found.label_ids))
+    return [f"{stop.seconds / 60:.1f}", f"{hits / len(found.label_ids):.4f}", f"{low:.4f} to {high:.4f}"]
+
+
+if __name__ == "__main__":
+    main()
