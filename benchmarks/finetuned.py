@@ -10,6 +10,7 @@ from the same weights, on the same 10,000 images at the same 160 px, stopped at 
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
-        (clone / "data/raw/cifar10").symlink_to(arguments.parquet.resolve())
+        shutil.copytree(arguments.parquet, clone / "data/raw/cifar10", copy_function=shutil.copyfile)
         subprocess.run([sys.executable, "-m", "image_classifier", "recipe", "cifar10-finetune"], cwd=clone, check=True)
         if arguments.growth:
             runs = {count: pipeline(clone, count, epochs) for count, epochs in GROWTH.items()}
