@@ -27,7 +27,8 @@ def main() -> None:
     test = ShardReader("data/shards/test")
     network, normalize, resize = checkpoint.load(CHECKPOINT)
     checkpoint.check_fits(network, resize, test)
-    network, normalize = network.to(compute.device), normalize.to(compute.device)
+    compute.place(network)
+    normalize.to(compute.device)
     shown = with_progress(batches(test, params.evaluation.batch_size), len(test), "evaluate")
     labels, probabilities = predict(network, normalize, shown, compute)
     with files.atomic(METRICS) as folder:

@@ -35,8 +35,7 @@ def main() -> None:
         return with_progress(batches(test, params.evaluation.batch_size), len(test), title)
 
     labels, expected = predict(network, normalize, shown("torch"), numerics.resolve("cpu", "fp32"))
-    guesses = [test.class_names[guess] for guess in expected.argmax(axis=1)]
-    parity.check_evaluated(EVALUATED / "predictions.csv", test.hashes, guesses)
+    parity.check_evaluated(EVALUATED / "predictions.csv", test, expected, params.export.max_relative_error)
     with files.atomic(EXPORT) as folder:
         files.copy(CHECKPOINT, folder / "hf")
         to_onnx(folder / formats.FILES["onnx"], network, normalize, resize, test.class_names)

@@ -20,7 +20,7 @@ def main() -> None:
     """Train, in as many processes as training.num_processes asks for."""
     params = config.load()
     compute = numerics.resolve(params.training.device, params.training.precision)
-    if not distributed.launch("train", params.training.num_processes, compute.device):
+    if not distributed.launch("train", params.training, compute.device):
         with distributed.joined("train", compute.device) as group:
             fit(params, compute, group)
 

@@ -32,6 +32,7 @@ from image_classifier.images.shards import ShardReader, ShardWriter, _checksum, 
 from image_classifier.model import numerics
 from image_classifier.training import resume
 from image_classifier.training.resume import State
+from image_classifier.training.stepper import Stepper
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, export, prepare, train
 from tests.helpers.project import AS_A_USER, HANGS, KILLED, command, edit_params, new_project, wait_for
@@ -338,7 +339,7 @@ def test_a_stage_started_twice_runs_once(project):
 
 @pytest.mark.parametrize(("bad", "told"), [(13, 2), (25, 13)])  # of 26 steps; the next one's loss shows it
 def test_a_loss_that_is_no_number_leaves_the_last_good_state(project, monkeypatch, bad, told):
-    step, steps = Trainer.step, iter(range(1000))
+    step, steps = Stepper.step, iter(range(1000))
 
     def diverges(self, *arguments, **words):
         if next(steps) == bad:
@@ -346,7 +347,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(project, monkeypatc
                 group["lr"] = float("nan")
         return step(self, *arguments, **words)
 
-    monkeypatch.setattr(Trainer, "step", diverges)
+    monkeypatch.setattr(Stepper, "step", diverges)
     with pytest.raises(UserError, match=rf"loss is NaN or infinite at epoch 2, step {told} of 13, learning rate"):
         train.main()
     (kept,) = Path(".resume").glob("*/epoch-*.pt")
@@ -357,7 +358,7 @@ def test_a_gpu_without_memory_is_told_a_batch_size(project, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Trainer, "step", full)
+    monkeypatch.setattr(Stepper, "step", full)
     with pytest.raises(UserError, match="full at training.batch_size = 16: try 8"):
         train.main()
 

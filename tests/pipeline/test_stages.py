@@ -213,7 +213,9 @@ def test_export_refuses_a_model_that_is_not_the_same(project, monkeypatch):
     before = files.sha256("models/export/model.onnx")
     real = predict
     monkeypatch.setattr(export, "predict", lambda *a: (lambda y, p: (y, np.roll(p, 1, axis=1)))(*real(*a)))
-    with pytest.raises(UserError, match=r"predictions.csv is not of this checkpoint .*: run `dvc repro evaluate`"):
+    with pytest.raises(
+        UserError, match=r"predictions.csv is not of this checkpoint .*: run `dvc repro -f -s evaluate`"
+    ):
         export.main()
     monkeypatch.setattr(export, "predict", real)
     run_onnx = formats.run_onnx

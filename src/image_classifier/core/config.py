@@ -93,7 +93,7 @@ class Augmentation(Section):
 
 class Training(Section):
     device: Literal["auto", "cpu", "cuda"]
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
     use_compile: bool
     num_processes: Annotated[Any, AfterValidator(_processes)]
     num_epochs: Count
@@ -148,9 +148,10 @@ class Config(Section):
     mlflow: Mlflow
 
     def as_yaml(self) -> str:
-        """All that decides a result, as params.yaml has it; where MLflow is does not."""
+        """All that decides a result, as params.yaml has it; where it is trained, and where MLflow is, do not."""
         text = io.StringIO()
-        YAML().dump(self.model_dump(exclude={"mlflow"}), text)
+        exclude: dict[str, Any] = {"mlflow": True, "training": {"device", "num_processes"}}
+        YAML().dump(self.model_dump(exclude=exclude), text)
         return text.getvalue().strip()
 
     @model_validator(mode="after")

@@ -59,7 +59,10 @@ def configure(num_threads: int | None, processes: int = 1) -> None:
     # Deterministic kernels by default also fill all new memory with NaN: a tenth of a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False  # may choose another algorithm in every run
-    torch.set_float32_matmul_precision("high")  # TF32 on CUDA
+    if torch.cuda.is_available():  # whose faster attention adds up in another order in every run
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if platform.libc_ver()[0] == "glibc":
         # Each training step frees and asks again for gigabytes of activations. By default every such
         # block is a fresh mmap whose pages the kernel must zero: half of a step's time on two cores.

@@ -1,14 +1,20 @@
 """Device and number format, chosen once, with the reason."""
 
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from image_classifier.core.errors import UserError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast; fp32 and tf32 need none
+DRIVER = Path("/proc/driver/nvidia/version")  # there where NVIDIA's driver is loaded
+ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?")  # such as sm_90a: compute capability 9.0
+# What an allocation that failed says, on CUDA and its libraries and on a CPU.
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,19 @@ class Compute:
         return {"precision": self.name, "precision.reason": self.reason}
 
     def autocast(self) -> AbstractContextManager:
-        """Run matrix products and convolutions in this format; a no-op in fp32."""
-        return torch.autocast(self.device.type, DTYPES[self.name], enabled=self.name != "fp32")
+        """Run matrix products and convolutions in this format; a no-op in fp32 and tf32."""
+        return torch.autocast(self.device.type, DTYPES.get(self.name), enabled=self.name in DTYPES)
 
     def place(self, network: nn.Module) -> None:
-        """Move the network to the device; on a CPU, keep depthwise layers with strides or wide kernels in float32.
+        """Move the network to the device, and set whether float32 may be TF32 there, in this whole process.
 
-        Their backward pass takes two to three times as long in bf16 (torch 2.15, oneDNN): a quarter of MobileViT's
-        step, a fifth of EfficientNet-Lite0's.
+        On a CPU, depthwise layers with strides or wide kernels stay in float32: their backward pass takes two to three
+        times as long in bf16 (torch 2.15, oneDNN), a quarter of MobileViT's step, a fifth of EfficientNet-Lite0's.
         """
         network.to(self.device)
-        if self.device.type == "cpu" and self.name != "fp32":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if self.name == "tf32" else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if self.name == "tf32" else "ieee"  # type: ignore[attr-defined]
+        if self.device.type == "cpu" and self.name in DTYPES:
             for module in network.modules():
                 if isinstance(module, nn.Conv2d) and _is_slow(module):
                     module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
@@ -54,15 +62,34 @@ def _is_slow(layer: nn.Conv2d) -> bool:
 def resolve(device: str, precision: str) -> Compute:
     """Turn the settings, `auto` included, into what this machine computes with.
 
-    Raises UserError: CUDA is asked for and there is none.
+    Raises UserError: CUDA is asked for, and there is no GPU that torch can use.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device = cuda, but torch finds no CUDA device: set it to auto or cpu")
-    if precision != "auto":
-        return Compute(torch.device(device), precision, "as set in training.precision")
-    return Compute(torch.device(device), *_best(device))
+    fault = _gpu_fault()
+    usable = torch.cuda.is_available() and fault is None
+    if device == "cuda" and not usable:
+        raise UserError(f"training.device = cuda, but {fault or 'torch finds no CUDA device'}: set it to auto or cpu")
+    kind = "cuda" if device == "auto" and usable else device.replace("auto", "cpu")
+    name, reason = _best(kind) if precision == "auto" else (precision, "as set in training.precision")
+    if device == "auto" and fault:
+        reason += f"; the GPU is left out: {fault}"
+    return Compute(torch.device(kind), name, reason)
+
+
+def _gpu_fault() -> str | None:
+    """Why torch cannot use the GPU that is there; None if it can, or if there is none."""
+    if not torch.cuda.is_available():
+        hidden = "its driver is too old, or CUDA_VISIBLE_DEVICES hides it"
+        if DRIVER.is_file():
+            return f"a driver of NVIDIA is loaded, but torch {torch.__version__} cannot use a GPU ({hidden})"
+        return None
+    own, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+    for kind, major, minor in (found.groups() for name in built if (found := ARCHITECTURE.fullmatch(name))):
+        theirs = int(major), int(minor)
+        # Kernels run on what has the same major number; code that is yet to be compiled on all that is newer.
+        if theirs <= own and (kind == "compute" or theirs[0] == own[0]):
+            return None
+    name = f"{torch.cuda.get_device_name()} (sm_{own[0]}{own[1]})"
+    return f"torch {torch.__version__} has no kernels for {name}, only for {', '.join(built)}"
 
 
 def _best(device: str) -> tuple[str, str]:
@@ -75,3 +102,8 @@ def _best(device: str) -> tuple[str, str]:
     if torch.cuda.get_device_capability() >= (7, 0):
         return "fp16", "this GPU has fp16 tensor cores and no bf16 units"
     return "fp32", "this GPU has no half-precision units"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full, in whatever words."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_MEMORY)

@@ -24,12 +24,14 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from image_classifier.core import files, runtime
+from image_classifier.core.config import Training
 from image_classifier.core.errors import UserError
 
 MEETING = "TRAINING_MEETING"  # in the environment: where the processes of one machine find each other
 # A process keeps an error to itself for this long: what all of them find the first one says, and if another is gone
 # its message is the one to read. Meanwhile torchrun ends this one, which takes a while on a busy machine.
 SILENT = 30  # seconds
+LEAST = 32  # images of a batch that are worth a GPU of their own
 # In the messages of the two backends when they wait for a process that is gone.
 LOST = ("gloo", "NCCL", "Connection", "connection")
 # Our own messages say what failed; torchrun's box of 30 lines around them would not add to it.
@@ -110,15 +112,17 @@ class Group:
         return buffer.cpu().numpy().tobytes()
 
 
-def launch(stage: str, num_processes: int | str, device: torch.device) -> bool:
+def launch(stage: str, training: Training, device: torch.device) -> bool:
     """Run the stage in several processes, where `training.num_processes` asks for it; return whether that was done.
 
+    `auto` asks for as many as there are GPUs, but for no more than leave each process `LEAST` images of a batch.
     torchrun starts the stage anew in each of them, which then comes here again and is told to go on by itself.
 
     Raises UserError: there are not as many GPUs, or a process failed.
     """
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    count = max(1, gpus) if num_processes == "auto" else int(num_processes)
+    wanted = training.num_processes
+    count = max(1, min(gpus, training.batch_size // LEAST)) if wanted == "auto" else int(wanted)
     if count == 1 or dist.is_torchelastic_launched():
         return False
     if gpus and count > gpus:
@@ -127,7 +131,8 @@ def launch(stage: str, num_processes: int | str, device: torch.device) -> bool:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds until those still there are killed
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine alone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch says that no parameter went unused
-    print(f"{stage}: {count} processes share each batch", flush=True)
+    on = f" on {count} of {gpus} GPUs" if gpus else ""
+    print(f"{stage}: {count} processes share each batch{on}", flush=True)
     words = ["--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file", "--nproc-per-node", str(count)]
     try:
         # They meet in files: a store of torch's own would listen to the whole network, and unpickle what it gets.

@@ -1,6 +1,11 @@
 """One step of the optimizer: augmentation, forward, loss, backward, update."""
 
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +25,17 @@ from image_classifier.training.schedule import build_optimizer, build_scheduler
 from image_classifier.training.sizes import forward_options
 from image_classifier.training.timing import COMPUTE, COPYING, OPTIMIZER, Stopwatch
 
+COMPILERS = ("cc", "gcc", "clang")
 PARTS = ("network", "averaged", "optimizer", "scheduler", "scaler")  # of a Stepper: they hold state
+
+
+def compile_fault() -> str | None:
+    """What torch.compile would miss: it writes C code against Python's headers; None if nothing."""
+    if not (os.environ.get("CC") or any(map(shutil.which, COMPILERS))):
+        return "there is no C compiler; install gcc"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers are missing; install python3-dev"
+    return None
 
 
 @dataclass
@@ -50,8 +65,12 @@ class Stepper:
         steps = training.num_epochs * num_batches(batches, training.accumulate_batches)
         self.scheduler = build_scheduler(self.optimizer, training, steps)
         self.scaler = self.precision.scaler()
-        # On the CPU compiling takes minutes and gains nothing.
-        self.forward = torch.compile(joined) if training.use_compile and device.type == "cuda" else joined
+        self.forward: Callable = joined
+        if training.use_compile and device.type == "cuda":  # on the CPU compiling takes minutes and gains nothing
+            if fault := compile_fault():
+                print(f"train: training.use_compile is left out: {fault}")
+            else:
+                self.forward = torch.compile(joined, dynamic=False)  # one graph for each size
         num_classes = len(self.train.class_names)
         self.augmentation = self.mixing = self.class_weights = None
         if not training.fast_mode:

@@ -16,7 +16,7 @@ from image_classifier.core.errors import UserError
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.batches import batches, deal, shuffled
 from image_classifier.model.inference import predict, with_progress
-from image_classifier.model.numerics import Compute
+from image_classifier.model.numerics import Compute, is_out_of_memory
 from image_classifier.model.scores import averages, classification
 from image_classifier.training.balance import balanced
 from image_classifier.training.distributed import Group
@@ -79,10 +79,12 @@ class Trainer:
                     size = self.validation_size(epoch)
                     values |= {f"val_{name}": value for name, value in self.validate(size).items()}
                     values["val_image_size"] = size
-            except torch.OutOfMemoryError:
-                size = self.training.batch_size
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size, whose = self.training.batch_size, "the GPU's" if self.precision.device.type == "cuda" else "the"
                 way = f"try {size // 2}" if size > 1 else "choose a smaller data.image_size"
-                raise UserError(f"the GPU's memory is full at training.batch_size = {size}: {way}") from None
+                raise UserError(f"{whose} memory is full at training.batch_size = {size}: {way}") from None
             self.history.append(values)
             score = values["val_accuracy"], -values["val_loss"]
             if size == self.full_size and (not self.best or score > self.best["score"]):
