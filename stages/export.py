@@ -29,13 +29,13 @@ def main() -> None:
     test = ShardReader("data/shards/test")
     network, normalize, resize = checkpoint.load(CHECKPOINT)
     checkpoint.check_fits(network, resize, test)
-    weights = files.sha256(CHECKPOINT / "model.safetensors")
+    weights, rows = files.sha256(CHECKPOINT / "model.safetensors"), parity.sample(len(test))
 
     def shown(title: str) -> Batches:
-        return with_progress(batches(test, params.evaluation.batch_size), len(test), title)
+        return with_progress(batches(test, params.evaluation.batch_size, rows), len(rows), title)
 
     labels, expected = predict(network, normalize, shown("torch"), numerics.resolve("cpu", "fp32"))
-    parity.check_evaluated(EVALUATED / "predictions.csv", test, expected, params.export.max_relative_error)
+    parity.check_evaluated(EVALUATED / "predictions.csv", test, rows, expected, params.export.max_relative_error)
     with files.atomic(EXPORT) as folder:
         files.copy(CHECKPOINT, folder / "hf")
         to_onnx(folder / formats.FILES["onnx"], network, normalize, resize, test.class_names)
@@ -52,7 +52,7 @@ def main() -> None:
         table.to_csv(folder / "parity.csv")
     add_to_model_run(params.mlflow, weights, parity.headline(table), [METRICS])
     add_model(params.mlflow, weights, EXPORT / formats.FILES["onnx"])
-    print(f"export: {EXPORT}: {parity.in_words(table, len(test))}; {took()}")
+    print(f"export: {EXPORT}: {parity.in_words(table, len(rows))}; {took()}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from image_classifier.core.errors import UserError
 from image_classifier.export.formats import FILES
 from image_classifier.images.shards import ShardReader
 
+SAMPLE = 10_000  # images
 FORMATS = {"onnx": "the ONNX model", "hf": "transformers' pipeline"}
 
 
@@ -31,6 +32,11 @@ def parity(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: n
     return {name: float(value) for name, value in values.items()}
 
 
+def sample(count: int) -> np.ndarray:
+    """The numbers of those of `count` test images that formats are compared on: all, or the same `SAMPLE` of more."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
+
+
 def near_ties(probabilities: np.ndarray, error: float) -> np.ndarray:
     """Of which images another class may come out, bool [N]: the two best of [N, classes] are closer than the error.
 
@@ -41,17 +47,18 @@ def near_ties(probabilities: np.ndarray, error: float) -> np.ndarray:
     return first - second <= np.sqrt(2) * error * np.linalg.norm(probabilities, axis=1)
 
 
-def check_evaluated(predictions: Path, test: ShardReader, expected: np.ndarray, error: float) -> None:
+def check_evaluated(predictions: Path, test: ShardReader, rows: np.ndarray, expected: np.ndarray, error: float) -> None:
     """Refuse a network that does not say of the test images what evaluate, perhaps on another device, wrote down.
 
-    `expected` are its probabilities [N, classes], and `error` what two devices may differ by, relative.
+    `expected` are its probabilities [N, classes] of the images with the numbers `rows`, and `error` what two devices
+    may differ by, relative.
 
     Raises UserError: the metrics are of another checkpoint, or of other images.
     """
-    rows = tables.read_predictions(predictions)
-    guesses = [test.class_names[guess] for guess in expected.argmax(axis=1)]
-    same_images = list(rows["image"]) == test.hashes
-    if not same_images or ((rows["predicted"] != guesses) & ~near_ties(expected, error)).any():
+    written = tables.read_predictions(predictions)
+    guesses = np.array([test.class_names[guess] for guess in expected.argmax(axis=1)])
+    same_images = list(written["image"]) == test.hashes
+    if not same_images or ((written["predicted"].to_numpy()[rows] != guesses) & ~near_ties(expected, error)).any():
         raise UserError(
             f"{predictions} is not of this checkpoint and these test images: run `dvc repro -f -s evaluate`"
         )
