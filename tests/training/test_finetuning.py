@@ -136,12 +136,13 @@ def test_a_killed_training_with_all_of_it_ends_in_the_same_bytes(project, change
     assert (files.sha256("models/checkpoint/model.safetensors"), series(project, "train_loss")) == whole
 
 
-def test_patience_ends_a_training_that_gets_no_better(project, change, monkeypatch):
+def test_patience_ends_a_training_that_gets_no_better(project, change, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "validate", lambda *_: dict.fromkeys(("loss", "accuracy"), 0.5))
     change({"training": {"num_epochs": 9, "patience": 2, "resolution_schedule": None}})
     train.main()
     assert len(series(project, "train_loss")) == 3  # the first is the best, and two were no better
     assert read(project / "metrics/train/metrics.json")["best_epoch"] == 0
+    assert "train: no better in 2 epochs (training.patience): ending after 3\n" in capsys.readouterr().out
 
 
 def test_patience_counts_from_the_first_epoch_at_full_size(project):

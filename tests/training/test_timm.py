@@ -132,6 +132,17 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         build(path, pretrained=True)
 
 
+def test_half_a_download_is_one_line(tmp_path):
+    path = timm_folder(tmp_path, "test_efficientnet")
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cannot be loaded: .*; check that folder$"):
+        build(path, pretrained=True)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded: .*; check that folder$"):
+        build(path, pretrained=True)
+
+
 def test_a_size_that_it_cannot_take_is_one_line(tmp_path):
     network = build(timm_folder(tmp_path, ONE_SIZE), pretrained=True)
     with pytest.raises(UserError, match="cannot be trained at 96 px .* choose another data.image_size"):

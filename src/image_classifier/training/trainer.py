@@ -70,6 +70,7 @@ class Trainer:
         """
         for epoch in range(len(self.history), self.training.num_epochs):
             if self.has_settled():
+                print(f"train: no better in {self.training.patience} epochs (training.patience): ending after {epoch}")
                 break
             try:
                 values = self._train_epoch(epoch)
