@@ -44,7 +44,7 @@ def main() -> None:
             to_int8(onnx, int8, params.export.int8_operators, ShardReader("data/shards/val"))
         found = formats.run_formats(folder, shown, params.num_threads)
         table = parity.gate(folder, labels, expected, found, params.export)
-        write_card(folder / "hf/README.md", params, weights, EVALUATED, INDEX)
+        write_card(folder / "hf/README.md", params, weights, EVALUATED, INDEX, hasattr(network, "timm_model"))
         for sealed in (folder / "hf", folder):
             files.seal(sealed)
     with files.atomic(METRICS) as folder:

@@ -32,7 +32,7 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
     train, val = ShardReader("data/shards/train"), ShardReader("data/shards/val")
     network = build_network(params.model, train.class_names, train.resize.size, params.seed)
     normalize = input_normalization(params.data.normalization, params.model)
-    parts = features.set_up(network, normalize, compute, params.training, train, val)
+    parts = features.set_up(network, normalize, compute, params.training, train, val, group.first)
     trainer = Trainer(*parts[:2], compute, params.training, params.seed, *parts[2:], group)
     state, clock = resume.State(resume.fingerprint(params, compute, train, val)), trainer.clock
     if not group.first:
@@ -49,7 +49,7 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
             log.log_epoch(number - 1, values)
             print(f"train: epoch {number}/{params.training.num_epochs} {in_words(values)}", flush=True)
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
-            checkpoint.save(folder, network, normalize, train.resize)
+            checkpoint.save(folder, network, normalize, train.resize, params.model)
         log.finish(best := trainer.best["metrics"], files.sha256(CHECKPOINT / "model.safetensors"))
         files.remove(state.folder)
     print(f"train: where the time went\n{clock.table()}")

@@ -60,7 +60,7 @@ def test_a_gpu_without_kernels_is_named_and_left_out(gpu, capability, built):
 def test_a_driver_that_torch_cannot_use_is_told(tmp_path, monkeypatch):
     (tmp_path / "version").touch()
     monkeypatch.setattr(numerics, "DRIVER", tmp_path / "version")
-    assert "a driver of NVIDIA is loaded, but torch" in numerics.resolve("auto", "auto").reason
+    assert "an NVIDIA driver is loaded, but torch" in numerics.resolve("auto", "auto").reason
     with pytest.raises(UserError, match="its driver is too old, or CUDA_VISIBLE_DEVICES hides it"):
         numerics.resolve("cuda", "fp32")
 
@@ -73,6 +73,11 @@ def test_fp32_is_fp32_and_tf32_a_format_of_its_own():
         assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
         with chosen.autocast():
             assert network(torch.zeros(1, 2)).dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
+
+
+def test_tf32_is_fp32_on_a_cpu():
+    chosen = numerics.resolve("cpu", "tf32")
+    assert (chosen.name, chosen.reason) == ("fp32", "TF32 is a format of GPUs")
 
 
 @pytest.mark.parametrize(

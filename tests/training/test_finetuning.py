@@ -66,7 +66,7 @@ def test_rare_classes_weigh_more_in_the_loss(project):
     network.zero_grad()
     logits = network(pixel_values=trainer.normalize(images)).logits
     losses = F.cross_entropy(logits, labels, reduction="none")
-    (losses * weights[labels]).sum().div(weights[labels].sum()).backward()
+    (losses * weights[labels]).mean().backward()
     torch.testing.assert_close(trainer.network.classifier.weight.grad, network.classifier.weight.grad)
 
 
@@ -122,6 +122,17 @@ def test_the_average_of_the_weights_is_what_is_validated_and_kept(project):
     assert torch.equal(trainer.network.get_parameter("classifier.1.weight"), kept["classifier.1.weight"])
 
 
+def test_indices_in_buffers_are_not_averaged(project):
+    trainer = make_trainer("swin", ema_decay=0.9, num_epochs=1)
+    next(trainer.epochs())
+    buffers = dict(trainer.network.named_buffers())
+    indices = {name for name, buffer in buffers.items() if not buffer.is_floating_point()}
+    assert any("relative_position_index" in name for name in indices)
+    for name, buffer in trainer.stepper.shipped.named_buffers():
+        if name in indices:
+            assert torch.equal(buffer, buffers[name]), name
+
+
 def test_a_killed_training_with_all_of_it_ends_in_the_same_bytes(project, change, monkeypatch):
     augmented = {**config.load().training.augmentation.model_dump(), "mixup": 0.2, "cutmix": 1.0}
     settings = {"ema_decay": 0.9, "accumulate_batches": 2, "class_balance": "sampling", "head_lr_factor": 3.0}
@@ -142,7 +153,15 @@ def test_patience_ends_a_training_that_gets_no_better(project, change, monkeypat
     train.main()
     assert len(series(project, "train_loss")) == 3  # the first is the best, and two were no better
     assert read(project / "metrics/train/metrics.json")["best_epoch"] == 0
-    assert "train: no better in 2 epochs (training.patience): ending after 3\n" in capsys.readouterr().out
+    assert "train: no better in 2 epochs (training.patience): ending after epoch 3\n" in capsys.readouterr().out
+
+
+def test_patience_does_not_count_what_cannot_be_compared(project):
+    trainer = make_trainer(patience=1, num_epochs=4, resolution_schedule=[64, 32], learning_rate=1e-9)
+    sizes = [values["val_image_size"] for values in trainer.epochs()]
+    assert sizes == [64, 64]  # the second is no better
+    trainer = make_trainer(patience=2, num_epochs=4, resolution_schedule=[64, 32], learning_rate=1e-9)
+    assert [values["val_image_size"] for values in trainer.epochs()] == [64, 64, 32, 64]
 
 
 def test_patience_counts_from_the_first_epoch_at_full_size(project):

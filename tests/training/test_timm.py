@@ -11,14 +11,20 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor, ViTImageProcessor
 
+from image_classifier.core import config
 from image_classifier.core.errors import UserError
 from image_classifier.export import formats
 from image_classifier.export.to_onnx import Classifier, to_onnx
 from image_classifier.images.resize import Resize
-from image_classifier.model import checkpoint
+from image_classifier.images.shards import ShardReader
+from image_classifier.model import checkpoint, numerics
+from image_classifier.model.normalize import Normalize
+from image_classifier.training import features
 from image_classifier.training.build import build_network, input_normalization
+from image_classifier.training.distributed import synchronize_batch_norm
 from image_classifier.training.layers import head_parameters, layers
 from image_classifier.training.sizes import check_sizes
+from image_classifier.training.trainer import Trainer
 from tests.helpers.architectures import settings, timm_folder
 
 CLASSES = ["cat", "dog", "fish"]
@@ -96,6 +102,35 @@ def test_the_checkpoint_has_our_classes_and_our_preprocessing_in_every_format(tm
     np.testing.assert_allclose(session.run(None, {"image": images.numpy()})[0], expected, atol=1e-5)
     found = formats.run_pipeline(tmp_path / "saved", iter([(images, torch.zeros(5))]))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_synchronized_batch_norm_keeps_the_activation():
+    network = build("timm/test_efficientnet").timm_model
+    before = [layer for layer in network.modules() if hasattr(layer, "act")]
+    wrapper = build("timm/test_efficientnet")
+    synchronize_batch_norm(wrapper)
+    layers_ = [layer for layer in wrapper.modules() if isinstance(layer, nn.SyncBatchNorm)]
+    assert before and sum(hasattr(layer, "act") for layer in layers_) == len(before)
+    assert {type(layer.act) for layer in layers_} == {type(layer.act) for layer in before}
+
+
+def test_a_model_that_timm_has_no_groups_for_is_frozen_too():
+    network = build("timm/poolformerv2_s12", 64, freeze_backbone=True)
+    assert not hasattr(network.timm_model, "group_matcher")
+    assert {n for n, p in network.named_parameters() if p.requires_grad} == head_parameters(network)
+
+
+def test_a_frozen_model_of_timm_is_computed_once_with_a_rate_of_its_own_for_the_head(project):
+    network = build("timm/test_efficientnet", 64, freeze_backbone=True)
+    plain = {"resolution_schedule": None, "batch_norm_images": None, "head_lr_factor": 10.0}
+    training, reader = config.load().training.model_copy(update=plain), ShardReader("data/shards/val")
+    reader.labels, reader.class_names = reader.labels % 3, CLASSES
+    chosen = numerics.resolve("cpu", "fp32")
+    learner, prepare, *splits = features.set_up(network, Normalize(), chosen, training, reader, reader)
+    assert isinstance(learner, features.Head)
+    trainer = Trainer(learner, prepare, chosen, training, 0, *splits)
+    assert {group["factor"] for group in trainer.stepper.optimizer.param_groups} == {10.0}
+    assert next(trainer.epochs())["train_loss"] < 3
 
 
 def test_dropout_is_set_also_where_a_head_keeps_it_as_a_number():

@@ -12,10 +12,11 @@ APPLE = {f"mobilevit-{size}" for size in ("small", "x-small", "xx-small")}
 APACHE = {"efficientnet-lite0"}
 
 
-def write_card(path: Path, config: Config, weights: str, metrics: Path, index: Path) -> None:
+def write_card(path: Path, config: Config, weights: str, metrics: Path, index: Path, timm: bool = False) -> None:
     """Write the card of the model whose weights have the SHA-256 `weights`.
 
-    Its figures come from `metrics`, the folder of evaluate, and from `index`, that of the training shards.
+    Its figures come from `metrics`, the folder of evaluate, and from `index`, that of the training shards. `timm`: its
+    network is one of timm's.
     """
     train = files.read_json(index, "run `dvc repro prepare`")
     names = train["class_names"]
@@ -37,5 +38,6 @@ def write_card(path: Path, config: Config, weights: str, metrics: Path, index: P
         "images": train["count"],
         "sha256": weights,
         "test": test,
+        "timm": timm,
     }
     path.write_text(render(TEMPLATE, facts), encoding="utf-8")

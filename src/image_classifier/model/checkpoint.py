@@ -1,21 +1,32 @@
 """A trained network as a Hugging Face folder."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from image_classifier.core import files
+from image_classifier.core.config import Model
 from image_classifier.core.errors import UserError, first_line
 from image_classifier.images.resize import Resize
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.normalize import Normalize, image_processor, normalization_of
 
 
-def save(folder: Path, network: PreTrainedModel, normalize: Normalize, resize: Resize) -> None:
-    """Write a Hugging Face folder: config.json, model.safetensors, preprocessor_config.json."""
+def save(
+    folder: Path, network: PreTrainedModel, normalize: Normalize, resize: Resize, model: Model | None = None
+) -> None:
+    """Write a Hugging Face folder: config.json, model.safetensors, preprocessor_config.json.
+
+    With them goes the license of the pretrained weights, where `model` names a folder that holds one.
+    """
     network.save_pretrained(folder)
     files.write_json(folder / "preprocessor_config.json", image_processor(normalize, resize))
+    if model is not None and model.pretrained:
+        for path in (Path(model.name, name) for name in ("LICENSE", "NOTICE")):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
     files.seal(folder)
 
 

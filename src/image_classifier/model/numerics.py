@@ -70,6 +70,8 @@ def resolve(device: str, precision: str) -> Compute:
         raise UserError(f"training.device = cuda, but {fault or 'torch finds no CUDA device'}: set it to auto or cpu")
     kind = "cuda" if device == "auto" and usable else device.replace("auto", "cpu")
     name, reason = _best(kind) if precision == "auto" else (precision, "as set in training.precision")
+    if name == "tf32" and kind == "cpu":
+        name, reason = "fp32", "TF32 is a format of GPUs"
     if device == "auto" and fault:
         reason += f"; the GPU is left out: {fault}"
     return Compute(torch.device(kind), name, reason)
@@ -80,7 +82,7 @@ def _gpu_fault() -> str | None:
     if not torch.cuda.is_available():
         hidden = "its driver is too old, or CUDA_VISIBLE_DEVICES hides it"
         if DRIVER.is_file():
-            return f"a driver of NVIDIA is loaded, but torch {torch.__version__} cannot use a GPU ({hidden})"
+            return f"an NVIDIA driver is loaded, but torch {torch.__version__} cannot use a GPU ({hidden})"
         return None
     own, built = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
     for kind, major, minor in (found.groups() for name in built if (found := ARCHITECTURE.fullmatch(name))):

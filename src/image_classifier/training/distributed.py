@@ -56,7 +56,7 @@ class Group:
         if self.count == 1:
             return network
         if dist.get_backend() == "nccl":
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place, of the layers inside
+            synchronize_batch_norm(network)
         elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
             print("train: batch norm sees each process's own part of a batch: on CPUs torch cannot synchronize it")
         # Each process keeps its own running statistics; `average` brings them together.
@@ -110,6 +110,16 @@ class Group:
             buffer.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         dist.broadcast(buffer, 0)
         return buffer.cpu().numpy().tobytes()
+
+
+def synchronize_batch_norm(network: nn.Module) -> None:
+    """Let batch norm see the whole batch, in place; timm's layers hold their activation too, which torch would drop."""
+    if hasattr(network, "timm_model"):
+        from timm.layers import convert_sync_batchnorm
+
+        convert_sync_batchnorm(network)
+    else:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
 def launch(stage: str, training: Training, device: torch.device) -> bool:

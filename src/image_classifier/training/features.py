@@ -44,7 +44,13 @@ def lone_head(network: PreTrainedModel, training: Training, full_size: int) -> H
 
 @torch.no_grad()
 def features_of(
-    split: ShardReader, network: PreTrainedModel, head: Head, normalize: nn.Module, compute: Compute, batch_size: int
+    split: ShardReader,
+    network: PreTrainedModel,
+    head: Head,
+    normalize: nn.Module,
+    compute: Compute,
+    batch_size: int,
+    shown: bool,
 ) -> ShardReader | None:
     """The split with features in the place of images; None if they change, or if the scores are not the head's of them.
 
@@ -56,7 +62,7 @@ def features_of(
     parts: list[Tensor] = []
     seen: list[Tensor] = []
     with head.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
-        for images, _ in with_progress(batches(split, batch_size), len(split), "features"):
+        for images, _ in with_progress(batches(split, batch_size), len(split), "features", shown):
             seen.clear()
             pixels = normalize(images.to(compute.device))
             with compute.autocast():
@@ -78,10 +84,13 @@ def set_up(
     training: Training,
     train: ShardReader,
     val: ShardReader,
+    shown: bool = True,
 ) -> tuple[Any, nn.Module, ShardReader, ShardReader]:
     """What the loop is to train, how images become its input, and the two splits.
 
     What was given, or, where a head alone is trained on images that never change, that head and their features.
+
+    Progress bars are for the first of several processes, which is told by `shown`.
 
     Raises UserError: the network cannot take the images.
     """
@@ -89,9 +98,10 @@ def set_up(
     if (head := lone_head(network, training, train.resize.size)) is None:
         return network, normalize, train, val
     of_train, of_val = (
-        features_of(split, network, head, normalize, compute, training.batch_size) for split in (train, val)
+        features_of(split, network, head, normalize, compute, training.batch_size, shown) for split in (train, val)
     )
     if of_train is None or of_val is None:
+        print("train: the frozen backbone runs in every epoch: dropout or another layer lies between it and the head")
         return network, normalize, train, val
     print("train: the features of the frozen backbone are computed once", flush=True)
     return head, nn.Identity(), of_train, of_val

@@ -12,7 +12,7 @@ def head_parameters(network: PreTrainedModel) -> set[str]:
 
     Raises UserError: there is no layer with one output per class.
     """
-    if network.config.model_type == timm_models.TYPE:
+    if hasattr(network, "timm_model"):
         return timm_models.head(network)
     outputs = network.config.num_labels
     layers = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
@@ -33,7 +33,7 @@ def layers(network: PreTrainedModel, head: set[str]) -> list[list[str]]:
 
     What comes between the last block and the head belongs to that block.
     """
-    number = _numbers(network)
+    number = _numbers(network, head)
     found: list[list[str]] = [[] for _ in range(max(number.values()) + 1)]
     for name, _ in network.named_parameters():
         if name not in head:
@@ -41,10 +41,10 @@ def layers(network: PreTrainedModel, head: set[str]) -> list[list[str]]:
     return [*found, sorted(head)]
 
 
-def _numbers(network: PreTrainedModel) -> dict[str, int]:
+def _numbers(network: PreTrainedModel, head: set[str]) -> dict[str, int]:
     """The layer of each parameter, counted from 0, which is before the first block."""
-    if network.config.model_type == timm_models.TYPE:
-        return timm_models.numbers(network)
+    if hasattr(network, "timm_model") and hasattr(network.timm_model, "group_matcher"):  # a few of timm's lack it
+        return timm_models.numbers(network, head)
 
     def size(module: nn.Module) -> int:
         return sum(parameter.numel() for parameter in module.parameters())

@@ -38,6 +38,19 @@ def compile_fault() -> str | None:
     return None
 
 
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """What AveragedModel calls for tensors of one kind: those of floats are averaged, indices and counts copied."""
+    of_floats = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        if averaged[0].is_floating_point():
+            of_floats(averaged, current, count)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
 @dataclass
 class Stepper:
     """A network, its optimizer, and all that changes with each step on images of `train`."""
@@ -54,7 +67,7 @@ class Stepper:
         training, device = self.training, self.precision.device
         self.averaged = None  # the moving average of the weights
         if training.ema_decay is not None:  # copied before `place` ties methods to the modules they are of
-            average = get_ema_multi_avg_fn(training.ema_decay)
+            average = moving_average(training.ema_decay)
             self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
             self.precision.place(self.averaged)
         self.precision.place(self.network)
@@ -106,7 +119,9 @@ class Stepper:
                 logits = self.forward(pixel_values=pixels, **forward_options(self.network, size)).logits
             logits = logits.float()
             smoothing = self.training.label_smoothing
-            loss = F.cross_entropy(logits, targets, self.class_weights, label_smoothing=smoothing) * share
+            # Divided by the images, not by their weights: what an image counts does not depend on those beside it.
+            losses = F.cross_entropy(logits, targets, self.class_weights, reduction="sum", label_smoothing=smoothing)
+            loss = losses / len(labels) * share
             self.scaler.scale(loss).backward()
         if update:
             with self.clock(OPTIMIZER):

@@ -75,11 +75,18 @@ def head(network: PreTrainedModel) -> set[str]:
     return {name for name, parameter in network.named_parameters() if id(parameter) in own}
 
 
-def numbers(network: PreTrainedModel) -> dict[str, int]:
+def numbers(network: PreTrainedModel, head: set[str]) -> dict[str, int]:
     """The layer of each parameter as timm groups them, counted from 0, which is before the first block."""
     from timm.models import group_parameters
 
     prefix, matcher = f"{network.base_model_prefix}.", network.timm_model.group_matcher(coarse=False)
     found = group_parameters(network.timm_model, matcher, reverse=True)
-    last = max(found.values()) - 1  # above it is what no block holds, the head among it
+    last = max(found.values())
+    # Above the last block timm has a group of what no block holds, the head among it; or the head is in that block's.
+    parts = [
+        {name.split(".")[0] for name in found if found[name] == number and prefix + name not in head}
+        for number in (last - 1, last)
+    ]
+    if not parts[0] & parts[1]:
+        last -= 1
     return {prefix + name: min(number, last) for name, number in found.items()}

@@ -70,13 +70,15 @@ class Trainer:
         """
         for epoch in range(len(self.history), self.training.num_epochs):
             if self.has_settled():
-                print(f"train: no better in {self.training.patience} epochs (training.patience): ending after {epoch}")
+                patience = self.training.patience
+                print(f"train: no better in {patience} epochs (training.patience): ending after epoch {epoch}")
                 break
             try:
                 values = self._train_epoch(epoch)
                 with self.clock(EVALUATION):
                     self.recompute_batch_norm(epoch)
-                    self.group.average(self.stepper.shipped)
+                    for network in dict.fromkeys((self.network, self.stepper.shipped)):
+                        self.group.average(network)
                     size = self.validation_size(epoch)
                     values |= {f"val_{name}": value for name, value in self.validate(size).items()}
                     values["val_image_size"] = size
@@ -100,7 +102,8 @@ class Trainer:
         """Whether no epoch since the best one was better, for as many epochs as training.patience says."""
         if self.training.patience is None or not self.best:
             return False
-        return len(self.history) - 1 - self.best["metrics"]["best_epoch"] >= self.training.patience
+        later = self.history[self.best["metrics"]["best_epoch"] + 1 :]
+        return sum(values["val_image_size"] == self.full_size for values in later) >= self.training.patience
 
     def follow(self) -> None:
         """Train beside the first process, which logs and saves for all."""
