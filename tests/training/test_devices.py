@@ -67,10 +67,10 @@ def test_a_driver_that_torch_cannot_use_is_told(tmp_path, monkeypatch):
 
 def test_fp32_is_fp32_and_tf32_a_format_of_its_own():
     network, device = nn.Linear(2, 2), torch.device("cpu")
-    for name, expected in (("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")):
+    for name, allowed in (("tf32", True), ("fp32", False), ("bf16", False)):
         chosen = numerics.Compute(device, name, "")
         chosen.place(network)
-        assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
         with chosen.autocast():
             assert network(torch.zeros(1, 2)).dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
 

@@ -156,18 +156,19 @@ def test_patience_ends_a_training_that_gets_no_better(project, change, monkeypat
     assert "train: no better in 2 epochs (training.patience): ending after epoch 3\n" in capsys.readouterr().out
 
 
-def test_patience_does_not_count_what_cannot_be_compared(project):
-    trainer = make_trainer(patience=1, num_epochs=4, resolution_schedule=[64, 32], learning_rate=1e-9)
-    sizes = [values["val_image_size"] for values in trainer.epochs()]
-    assert sizes == [64, 64]  # the second is no better
-    trainer = make_trainer(patience=2, num_epochs=4, resolution_schedule=[64, 32], learning_rate=1e-9)
-    assert [values["val_image_size"] for values in trainer.epochs()] == [64, 64, 32, 64]
-
-
-def test_patience_counts_from_the_first_epoch_at_full_size(project):
-    trainer = make_trainer(patience=1, num_epochs=6, resolution_schedule=[32, 64], learning_rate=1e-9)
-    sizes = [values["val_image_size"] for values in trainer.epochs()]
-    assert sizes == [32, 32, 32, 64, 64]  # nothing changes: the second at full size is no better
+@pytest.mark.parametrize(
+    ("patience", "schedule", "sizes"),
+    [
+        (1, [64, 32], [64, 64]),
+        (2, [64, 32], [64, 64, 32, 64]),  # 32 px cannot be compared
+        (1, [32, 64], [32, 32, 64, 64]),  # nor does it count before there is a best one
+        (3, [32, 64], [32, 32, 64, 64]),
+    ],
+)
+def test_patience_counts_epochs_at_full_size(project, monkeypatch, patience, schedule, sizes):
+    monkeypatch.setattr(Trainer, "validate", lambda *_: dict.fromkeys(("loss", "accuracy"), 0.5))  # never better
+    trainer = make_trainer(patience=patience, num_epochs=4, resolution_schedule=schedule)
+    assert [values["val_image_size"] for values in trainer.epochs()] == sizes
 
 
 @pytest.mark.parametrize("kinds", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])

@@ -38,7 +38,7 @@ def main() -> int:
     print(f"\n{training['model']['name']} on {data['data.source']}")
     print(f"  test accuracy  {accuracy:.2%} (95% interval {low:.2%} to {high:.2%}): {wrong} mistakes in", end=" ")
     print(f"{len(predictions):,} images")
-    print(f"  best epoch     {best['best_epoch'] + 1} of {training['training']['num_epochs']},", end=" ")
+    print(f"  best epoch     {best['best_epoch'] + 1} of {training['training.num_epochs']},", end=" ")
     print(f"val accuracy {best['val_accuracy']:.2%}")
     print(f"  model          {EXPORT}/model.onnx and {EXPORT}/hf agree with torch on {agreement:.2%} of them")
     print(f"  report         {METRICS}/report.md\n")

@@ -115,5 +115,8 @@ def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[s
     scores = class_scores(labels, predicted, labels=range(len(class_names)))
     table = pd.DataFrame(dict(zip(("class", *AVERAGES, "support"), (class_names, *scores), strict=True)))
     hits = np.bincount(labels[labels == predicted], minlength=len(class_names))
-    ends = [wilson(*pair) if pair[1] else (0.0, 1.0) for pair in zip(hits.tolist(), table["support"], strict=True)]
+    ends = [
+        wilson(*pair) if pair[1] else (0.0, 1.0)
+        for pair in zip(hits.tolist(), table["support"].astype(int), strict=True)
+    ]
     return table.assign(recall_low=[low for low, _ in ends], recall_high=[high for _, high in ends])

@@ -40,8 +40,8 @@ class Compute:
         times as long in bf16 (torch 2.15, oneDNN), a quarter of MobileViT's step, a fifth of EfficientNet-Lite0's.
         """
         network.to(self.device)
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if self.name == "tf32" else "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if self.name == "tf32" else "ieee"  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision("high" if self.name == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.name == "tf32"
         if self.device.type == "cpu" and self.name in DTYPES:
             for module in network.modules():
                 if isinstance(module, nn.Conv2d) and _is_slow(module):
