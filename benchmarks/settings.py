@@ -22,7 +22,7 @@ from scipy import stats
 from benchmarks import records
 from benchmarks.images import write_shards
 
-COLUMNS = ("changed", "test accuracy, mean", "of each seed", "against no change, points", "images/s")
+COLUMNS = ("changed", "test accuracy, mean", "of each seed", "against no change, points")
 BALANCE_COLUMNS = ("training.class_balance", "accuracy", "recall, common classes", "recall, rare classes")
 SIZE, SEEDS, RARE = 96, 3, 40
 PARTS = {"train": (0, 2_000), "val": (2_000, 1_000), "test": (0, 3_000)}  # first row and number, of shuffled rows
@@ -108,8 +108,7 @@ def _rows(measured: dict[str, list[dict]]) -> list[list[str]]:
         each = ", ".join(f"{accuracy:.3f}" for accuracy in accuracies[name])
         gain = gains[name].mean() if name in gains else 0.0
         against = f"{gain:+.1f} ({gain - half:+.1f} to {gain + half:+.1f})" if name in gains else ""
-        rate = statistics.median(run["rate"] for run in runs)
-        rows.append([f"`{name}`", f"{accuracies[name].mean():.3f}", each, against, f"{rate:,.0f}"])
+        rows.append([f"`{name}`", f"{accuracies[name].mean():.3f}", each, against])
     return rows
 
 
@@ -123,7 +122,7 @@ def _few(label: int, count: int) -> bool:
 
 
 def train(shards: Path, changes: dict, seed: int) -> dict[str, float]:
-    """Train with the base settings and these changes; the accuracy of the best epoch on val, recalls, and the rate."""
+    """Train with the base settings and these changes; the accuracy of the best epoch on val, and recalls."""
     from image_classifier.commands import weights
     from image_classifier.core import runtime
     from image_classifier.core.config import Config
@@ -160,8 +159,7 @@ def train(shards: Path, changes: dict, seed: int) -> dict[str, float]:
     labels, probabilities = predict(network, normalize, batches(test, 128), numerics.resolve("cpu", "fp32"))
     recall = class_scores(labels, probabilities.argmax(axis=1))[1]
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
-    recalls = {"common": float(recall[:5].mean()), "rare": float(recall[5:].mean())}
-    return {"accuracy": accuracy, "rate": trainer.clock.rate()} | recalls
+    return {"accuracy": accuracy, "common": float(recall[:5].mean()), "rare": float(recall[5:].mean())}
 
 
 if __name__ == "__main__":
