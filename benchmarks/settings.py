@@ -104,7 +104,7 @@ def _rows(measured: dict[str, list[dict]]) -> list[list[str]]:
     spread = np.sqrt(np.mean([gain.var(ddof=1) for gain in gains.values()]))
     half = stats.t.ppf(0.975, len(others) * (SEEDS - 1)) * spread / np.sqrt(SEEDS)
     rows = []
-    for name, runs in measured.items():
+    for name in measured:
         each = ", ".join(f"{accuracy:.3f}" for accuracy in accuracies[name])
         gain = gains[name].mean() if name in gains else 0.0
         against = f"{gain:+.1f} ({gain - half:+.1f} to {gain + half:+.1f})" if name in gains else ""
