@@ -27,8 +27,8 @@ def test_a_record_is_whole_and_on_the_page(name):
 def test_a_record_has_the_columns_that_its_benchmark_writes(name):
     found = records.load(name)
     module = importlib.import_module(f"benchmarks.{found.module}")
-    columns = module.BALANCE_COLUMNS if name == "balance" else module.COLUMNS
-    assert tuple(found.columns) == columns
+    columns = {"balance": "BALANCE_COLUMNS", "growth": "GROWTH_COLUMNS"}.get(name, "COLUMNS")
+    assert tuple(found.columns) == getattr(module, columns)
 
 
 def test_nothing_is_kept_of_a_working_tree_with_changes(monkeypatch, capsys):

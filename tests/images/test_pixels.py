@@ -6,10 +6,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, MobileViTImageProcessor
 
-from image_classifier.core.config import Augmentation
 from image_classifier.images.resize import Resize
 from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, image_processor, normalization_of
-from image_classifier.training.augment import augment, augmentation
 from tests.helpers.images import noise
 
 
@@ -66,46 +64,3 @@ def test_a_processor_that_cannot_be_followed_is_refused(config):
 def test_normalize_leaves_channels_last():
     out = Normalize(IMAGENET_MEAN, IMAGENET_STD)(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
     assert out.is_contiguous(memory_format=torch.channels_last)
-
-
-def build(**changes):
-    none = dict.fromkeys(("crop_padding", "rotation", "color_jitter", "mixup", "cutmix"), 0)
-    none |= {"horizontal_flip": False, "random_resized_crop": None, "trivial_augment": False}
-    return augmentation(Augmentation(**none | changes), 32)
-
-
-def test_no_augmentation_is_none():
-    assert build() is None
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"horizontal_flip": True},
-        {"random_resized_crop": 0.3},
-        {"crop_padding": 0.125},
-        {"rotation": 15},
-        {"color_jitter": 0.4},
-        {"trivial_augment": True},
-    ],
-    ids=str,
-)
-def test_augmentation_follows_from_the_seed_and_differs_by_image(changes):
-    images = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(32, -1, -1, -1)
-    results = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        results.append(augment(images, build(**changes)))
-    first, again, other = results
-    assert first.dtype == torch.uint8 and first.shape == images.shape
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert len({image.numpy().tobytes() for image in first}) > 1
-
-
-def test_flips_are_flips_of_half_of_the_images():
-    images = torch.from_numpy(np.asarray(noise(32, 32)).copy()).expand(64, -1, -1, -1)
-    torch.manual_seed(0)
-    flipped = augment(images, build(horizontal_flip=True))
-    turned = [torch.equal(new, old.flip(1)) for new, old in zip(flipped, images, strict=True)]
-    kept = [torch.equal(new, old) for new, old in zip(flipped, images, strict=True)]
-    assert sum(turned) + sum(kept) == 64 and 16 < sum(turned) < 48

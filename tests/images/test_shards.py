@@ -86,7 +86,7 @@ def test_resident_and_prefetched_batches_are_the_readers_own(folder):
     resident = Feed(reader, torch.device("cpu"))
     resident.resident = torch.cat(reader.images), reader.labels
     for others in (resident.batches(6, order, Group()), prefetched(batches(reader, 6, order))):
-        for (images, labels), (same_images, same_labels) in zip(plain, others, strict=True):
+        for (images, labels), (same_images, same_labels, *_) in zip(plain, others, strict=True):
             assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
 
 

@@ -14,12 +14,14 @@ from image_classifier.core import config, files
 from image_classifier.images.shards import ShardReader
 from image_classifier.model import numerics
 from image_classifier.model.batches import batches, num_batches
-from image_classifier.training import features
+from image_classifier.model.numerics import Compute
+from image_classifier.training import features, stepper
 from image_classifier.training.augment import mixing
 from image_classifier.training.balance import balanced, class_weights
 from image_classifier.training.build import build_network, input_normalization
+from image_classifier.training.distributed import Group
 from image_classifier.training.layers import head_parameters, layers
-from image_classifier.training.schedule import build_optimizer, peak_rate
+from image_classifier.training.schedule import build_optimizer, current_rate
 from image_classifier.training.trainer import Trainer
 from stages import train
 from tests.helpers.architectures import TINY, hub_folder, settings
@@ -29,7 +31,9 @@ from tests.helpers.training import validations
 LABELS = np.array([0] * 50 + [1] * 7 + [3] * 2)  # and no image of class 2
 
 
-def make_trainer(kind: str = "vit", model: dict | None = None, **changes) -> Trainer:
+def make_trainer(
+    kind: str = "vit", model: dict | None = None, compute: Compute | None = None, group: Group | None = None, **changes
+) -> Trainer:
     """A trainer of a tiny network, from scratch in float32, on the project's images."""
     params, reader = config.load(), ShardReader("data/shards/train")
     path = hub_folder(Path(f"models/pretrained/{kind}"), kind)
@@ -37,7 +41,8 @@ def make_trainer(kind: str = "vit", model: dict | None = None, **changes) -> Tra
     normalize = input_normalization("imagenet", params.model)
     plain = {"resolution_schedule": None, "batch_norm_images": None, "scheduler": "none", "warmup_fraction": 0.0}
     training = params.training.model_copy(update=plain | changes)
-    return Trainer(network, normalize, numerics.resolve("cpu", "fp32"), training, 0, reader, reader)
+    compute = compute or numerics.resolve("cpu", "fp32")
+    return Trainer(network, normalize, compute, training, 0, reader, reader, group or Group())
 
 
 def test_sampling_gives_every_class_the_same_number_of_images():
@@ -96,21 +101,20 @@ def test_batches_that_are_left_over_make_a_smaller_step(project):
     assert trainer.stepper.optimizer.param_groups[0]["params"][0].grad is None
 
 
-def test_the_average_of_the_weights_is_what_is_validated_and_kept(project):
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(project, monkeypatch):
     trainer = make_trainer("resnet", ema_decay=0.9, num_epochs=1)
-    stepper, expected = trainer.stepper, None
-    update = stepper.averaged.update_parameters
+    expected, update = None, stepper.average
 
-    def watched(network: nn.Module) -> None:
+    def watched(averaged: nn.Module, network: nn.Module, weight: float) -> None:
         nonlocal expected
-        update(network)
+        update(averaged, network, weight)
         now = {name: weight.clone() for name, weight in network.state_dict().items()}
         if expected is None:
             expected = now
         else:
             expected = {name: 0.9 * expected[name] + 0.1 * weight for name, weight in now.items()}
 
-    stepper.averaged.update_parameters = watched
+    monkeypatch.setattr(stepper, "average", watched)
     last = next(epochs := trainer.epochs())
     kept = trainer.best["weights"]
     for name, weight in kept.items():
@@ -199,7 +203,7 @@ def test_each_layer_has_its_share_of_the_learning_rate(project):
     assert len(blocks) == TINY["vit"]["num_hidden_layers"] == 3
     for names, expected in zip((head, *reversed(blocks), first), (0.1, 0.01, 0.005, 0.0025, 0.00125), strict=True):
         assert names and {rates[id(network.get_parameter(name))] for name in names} == {expected}
-    assert peak_rate(optimizer) == 0.01
+    assert current_rate(optimizer) == 0.01
     assert len(build_optimizer(network, make_trainer("vit").training).param_groups) == 2
 
 

@@ -1,6 +1,7 @@
 """What a network says of images."""
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,14 +12,15 @@ from image_classifier.core.errors import UserError
 from image_classifier.model.numerics import Compute
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels int64 [N])
+Batch = TypeVar("Batch", bound=tuple)  # one of those, or more in the places behind
 
 
-def with_progress(batches: Batches, count: int, title: str, shown: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+def with_progress(batches: Iterable[Batch], count: int, title: str, shown: bool = True) -> Iterator[Batch]:
     """The same batches, of `count` images in all, with a progress bar on a terminal if it is to be shown."""
     with tqdm(total=count, desc=title, unit=" images", leave=False, disable=None if shown else True) as bar:
-        for images, labels in batches:
-            yield images, labels
-            bar.update(len(labels))
+        for batch in batches:
+            yield batch
+            bar.update(len(batch[0]))
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from image_classifier.images.shards import ShardReader
 from image_classifier.model.batches import batches
 from image_classifier.model.inference import with_progress
 from image_classifier.model.numerics import Compute
-from image_classifier.training.augment import augmentation, mixing
+from image_classifier.training.augment import is_random, mixing
 from image_classifier.training.modes import train_mode
 from image_classifier.training.sizes import check_sizes, smallest_batches
 
@@ -36,8 +36,8 @@ def lone_head(network: PreTrainedModel, training: Training, full_size: int) -> H
     """The head, if nothing else of the network is trained and every epoch shows it the same features."""
     trained = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
     linear = [m for m in network.modules() if isinstance(m, nn.Linear) and {id(p) for p in m.parameters()} == trained]
-    changes = augmentation(training.augmentation, full_size), mixing(training.augmentation, num_classes=2)
-    is_fixed = training.fast_mode or changes == (None, None)
+    changes = is_random(training.augmentation) or mixing(training.augmentation, num_classes=2) is not None
+    is_fixed = training.fast_mode or not changes
     has_one_size = set(training.resolution_schedule or [full_size]) == {full_size}
     return Head(network, linear[0]) if len(linear) == 1 and is_fixed and has_one_size else None
 

@@ -1,14 +1,15 @@
 """How training images reach the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from image_classifier.images.shards import ShardReader
-from image_classifier.model.batches import batches, deal
+from image_classifier.model.batches import deal
 from image_classifier.training.distributed import Group
 
 
@@ -16,23 +17,40 @@ class Feed:
     """The batches of a split for one device: from memory on a CPU, from the GPU's own memory, or fetched ahead."""
 
     def __init__(self, split: ShardReader, device: torch.device):
-        self.split, self.on_gpu = split, device.type == "cuda"
+        self.split, self.device, self.on_gpu = split, device, device.type == "cuda"
         self.resident: tuple[Tensor, Tensor] | None = None
         # A quarter of a GPU's free memory may hold the training set; the rest is for activations.
         if self.on_gpu and sum(images.nbytes for images in split.images) <= torch.cuda.mem_get_info()[0] / 4:
             self.resident = torch.cat([images.to(device) for images in split.images]), split.labels.to(device)
 
-    def batches(self, batch_size: int, order: np.ndarray, group: Group) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images uint8 [N, size, size, 3], labels int64 [N]) in `order`: this process's part of each batch."""
+    def batches(
+        self, batch_size: int, order: np.ndarray, group: Group, draws: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield this process's part of each batch: images uint8 [N, size, size, 3], labels int64 [N], draws.
+
+        `draws` has a row for each place in the order, of which those of the batch come with it.
+        """
+        parts = deal(order, batch_size, group.index, group.count)
+        sizes = [len(part) for part in parts]
+        own_draws: Iterable[Tensor | None] = repeat(None)
+        if draws is not None:
+            places = np.concatenate(deal(np.arange(len(order)), batch_size, group.index, group.count))
+            own_draws = self._once(draws[places]).split(sizes)
+        for (images, labels), drawn in zip(self._images(parts), own_draws, strict=False):
+            yield images, labels, drawn
+
+    def _images(self, parts: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.resident is None:
-            own = batches(self.split, batch_size, order, group.index, group.count)
+            own = ((self.split.gather(part), self.split.labels[part]) for part in parts)
             yield from prefetched(own) if self.on_gpu else own
             return
         images, labels = self.resident
-        parts = deal(order, batch_size, group.index, group.count)
-        rows = torch.from_numpy(np.concatenate(parts)).to(images.device)  # once: each copy waits for the device
-        for part in rows.split([len(part) for part in parts]):
-            yield images[part], labels[part]
+        for rows in self._once(torch.from_numpy(np.concatenate(parts))).split([len(part) for part in parts]):
+            yield images[rows], labels[rows]
+
+    def _once(self, values: Tensor) -> Tensor:
+        """What a whole epoch needs, on the device: each copy waits for it."""
+        return values.to(self.device)
 
 
 def prefetched(own: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

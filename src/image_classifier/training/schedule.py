@@ -58,7 +58,7 @@ def rate_factors(network: PreTrainedModel, training: Training) -> dict[str, floa
     return factors
 
 
-def peak_rate(optimizer: Optimizer) -> float:
+def current_rate(optimizer: Optimizer) -> float:
     """The learning rate now, of what has no factor of its own."""
     group = optimizer.param_groups[0]
     return group["lr"] / group["factor"]

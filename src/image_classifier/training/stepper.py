@@ -1,24 +1,25 @@
 """One step of the optimizer: augmentation, forward, loss, backward, update."""
 
+import copy
 import os
 import shutil
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import PreTrainedModel
 
 from image_classifier.core.config import Training
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.batches import num_batches
 from image_classifier.model.numerics import Compute
-from image_classifier.training.augment import augment, augmentation, mixing, rescale
+from image_classifier.training.augment import augment, is_random, mixing, rescale
 from image_classifier.training.balance import class_weights
 from image_classifier.training.distributed import Group
 from image_classifier.training.schedule import build_optimizer, build_scheduler
@@ -38,17 +39,19 @@ def compile_fault() -> str | None:
     return None
 
 
-def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """What AveragedModel calls for tensors of one kind: those of floats are averaged, indices and counts copied."""
-    of_floats = get_ema_multi_avg_fn(decay)
+@torch.no_grad()
+def average(averaged: nn.Module, current: nn.Module, weight: float) -> None:
+    """Let weights and running statistics go by a share of the way to the current ones; indices and counts are copied.
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        if averaged[0].is_floating_point():
-            of_floats(averaged, current, count)
-        else:
-            torch._foreach_copy_(averaged, current)
-
-    return update
+    torch's AveragedModel does the same, but has a GPU tell it in every step how many it has done.
+    """
+    own, others = (chain(network.parameters(), network.buffers()) for network in (averaged, current))
+    pairs = list(zip(own, others, strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], weight)
+    for old, new in pairs:
+        if not old.is_floating_point():
+            old.copy_(new)
 
 
 @dataclass
@@ -67,8 +70,7 @@ class Stepper:
         training, device = self.training, self.precision.device
         self.averaged = None  # the moving average of the weights
         if training.ema_decay is not None:  # copied before `place` ties methods to the modules they are of
-            average = moving_average(training.ema_decay)
-            self.averaged = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+            self.averaged = copy.deepcopy(self.network)
             self.precision.place(self.averaged)
         self.precision.place(self.network)
         self.normalize.to(device)
@@ -85,32 +87,39 @@ class Stepper:
             else:
                 self.forward = torch.compile(joined, dynamic=False)  # one graph for each size
         num_classes = len(self.train.class_names)
-        self.augmentation = self.mixing = self.class_weights = None
-        if not training.fast_mode:
-            self.augmentation = augmentation(training.augmentation, self.train.resize.size)
-            self.mixing = mixing(training.augmentation, num_classes)
+        self.augments = not training.fast_mode and is_random(training.augmentation)
+        self.mixing = None if training.fast_mode else mixing(training.augmentation, num_classes)
+        self.class_weights = None
         if training.class_balance == "loss":
             self.class_weights = class_weights(self.train.labels, num_classes).to(device)
 
     @property
     def shipped(self) -> PreTrainedModel:
         """The network that is validated and kept: with its weights as they are, or averaged over the steps."""
-        return self.network if self.averaged is None else self.averaged.module
+        return self.network if self.averaged is None else self.averaged
 
     def step(
-        self, images: Tensor, labels: Tensor, seed: int, size: int, share: float = 1.0, update: bool = True
+        self,
+        images: Tensor,
+        labels: Tensor,
+        seed: int,
+        size: int,
+        draws: Tensor | None = None,
+        share: float = 1.0,
+        update: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Add the gradient of a batch, and take a step with all that was added where `update` is set.
 
-        Images are uint8 [N, H, W, 3]. Returns their mean loss before the step, and their predicted classes int64 [N].
+        Images are uint8 [N, H, W, 3], to be augmented where they have `draws`. Returns their mean loss before the step,
+        and their predicted classes int64 [N].
         `share` is how many of the step's images these are, relative to an equal share of the processes.
         """
         device = self.precision.device
-        torch.manual_seed(seed)  # augmentation and dropout
+        torch.manual_seed(seed)  # mixup, cutmix and dropout
         with self.clock(COPYING):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            if self.augmentation is not None:
-                images = augment(images, self.augmentation)
+            if draws is not None:
+                images = augment(images, draws, self.training.augmentation)
             pixels, targets = rescale(self.normalize(images), size), labels
             if self.mixing is not None:
                 pixels, targets = self.mixing(pixels, labels)
@@ -137,8 +146,9 @@ class Stepper:
         self.scaler.update()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.network)
+        if self.averaged is not None and (decay := self.training.ema_decay):
+            is_first = self.scheduler.last_epoch == 1
+            average(self.averaged, self.network, 1.0 if is_first else 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on: tensors and plain values alone."""

@@ -18,11 +18,12 @@ from image_classifier.model.batches import batches, deal, shuffled
 from image_classifier.model.inference import predict, with_progress
 from image_classifier.model.numerics import Compute, is_out_of_memory
 from image_classifier.model.scores import averages, classification
+from image_classifier.training.augment import draw
 from image_classifier.training.balance import balanced
 from image_classifier.training.distributed import Group
 from image_classifier.training.feeding import Feed
 from image_classifier.training.modes import recompute_statistics, train_mode
-from image_classifier.training.schedule import image_size, peak_rate
+from image_classifier.training.schedule import current_rate, image_size
 from image_classifier.training.sizes import AtSize
 from image_classifier.training.stepper import Stepper
 from image_classifier.training.timing import COMPUTE, EVALUATION, READING, Stopwatch
@@ -113,8 +114,8 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Run one pass over the training images; return image_size, train_loss, train_accuracy, ..., learning_rate.
 
-        The loss is the cross-entropy without label smoothing, as in validation. Augmentation and dropout follow from
-        (seed, epoch, step).
+        The loss is the cross-entropy without label smoothing, as in validation. Augmentation follows from (seed, epoch,
+        place in the order), dropout from (seed, epoch, step).
         """
         order = self._order(epoch)
         losses, predicted, rates = self._run_steps(epoch, order)
@@ -141,15 +142,16 @@ class Trainer:
         # What is measured stays on the device until the epoch ends: reading it would wait for the GPU.
         losses, guesses, rates = [], [], []
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
-        own = self.clock.each(READING, self.feed.batches(batch_size, order, group))
-        for step, (images, labels) in enumerate(with_progress(own, len(own_places), title, group.first)):
-            rates.append(peak_rate(self.stepper.optimizer))
+        draws = draw(len(order), self.seed, epoch) if self.stepper.augments else None
+        own = self.clock.each(READING, self.feed.batches(batch_size, order, group, draws))
+        for step, (images, labels, drawn) in enumerate(with_progress(own, len(own_places), title, group.first)):
+            rates.append(current_rate(self.stepper.optimizer))
             # SeedSequence ignores trailing zeros, so that the first process draws what a single one would.
             seed = runtime.derive_seed(self.seed, epoch, step, group.index)
             start = step // accumulated * accumulated
             together = batch_sizes[start : start + accumulated]  # whose gradients make one step of the optimizer
             share = len(labels) * group.count / sum(together)
-            loss, guess = self.stepper.step(images, labels, seed, size, share, step == start + len(together) - 1)
+            loss, guess = self.stepper.step(images, labels, seed, size, drawn, share, step == start + len(together) - 1)
             losses.append(loss * len(labels))
             guesses.append(guess)
         self.clock.images += len(order)

@@ -1,0 +1,71 @@
+"""What a training on a GPU must not do: wait for it. On torch's meta device, to read a value is an error."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from image_classifier.core import config
+from image_classifier.core.config import Augmentation
+from image_classifier.model.numerics import Compute
+from image_classifier.training import schedule
+from image_classifier.training.distributed import Group
+from tests.training.test_finetuning import make_trainer
+
+EVERYTHING = {
+    "horizontal_flip": True,
+    "random_resized_crop": 0.3,
+    "crop_padding": 0.1,
+    "rotation": 15,
+    "color_jitter": 0.4,
+    "trivial_augment": True,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
+
+
+class Meta(Compute):
+    """A device whose tensors have shapes and no values."""
+
+    def autocast(self):
+        return nullcontext()  # torch has none for it
+
+
+class Unread(Group):
+    """Takes what an epoch measured, which is read when it has ended."""
+
+    def total(self, values: Tensor) -> Tensor:
+        return torch.zeros(values.shape)
+
+    def collect(self, part: Tensor, rows: np.ndarray, count: int) -> np.ndarray:
+        assert part.device.type == "meta" and len(part) == len(rows) == count
+        return np.zeros(count, dtype=np.int64)
+
+
+@pytest.mark.parametrize("kind", ["mobilevit", "vit", "resnet"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"resolution_schedule": [32]},
+        {"fast_mode": False, "augmentation": Augmentation(**EVERYTHING)},
+        {"gradient_clip": 1.0, "accumulate_batches": 2, "label_smoothing": 0.1, "class_balance": "loss"},
+        {"ema_decay": 0.9, "optimizer": "sgd"},
+    ],
+    ids=["plain", "smaller", "augmented", "clipped", "averaged"],
+)
+def test_an_epoch_reads_nothing_back_until_it_ends(project, monkeypatch, kind, changes):
+    for name in ("Adam", "AdamW", "SGD"):  # torch has no fused steps for it
+        plain = getattr(torch.optim, name)
+        monkeypatch.setattr(
+            schedule.torch.optim, name, lambda *given, plain=plain, fused, **named: plain(*given, **named)
+        )
+    device = torch.device("meta")
+    trainer = make_trainer(kind, compute=Meta(device, "fp32", ""), group=Unread(), **changes)
+    split = trainer.train
+    trainer.feed.resident = torch.cat(split.images).to(device), split.labels.to(device)
+    losses, predicted, rates = trainer._run_steps(0, np.arange(len(split)))
+    assert len(losses) == len(rates) == 13 and len(predicted) == len(split)
+    assert config.load().training.batch_size == 16
