@@ -48,6 +48,13 @@ def test_the_command_prints_a_table(project, images):
     assert "images/0.png" in result.stdout and result.stdout.count("%") == 2
 
 
+def test_an_image_does_not_wait_for_what_it_does_not_need(project, images):
+    classify_it = "import sys; from image_classifier.commands import predict; "
+    classify_it += "predict.main(['images/0.png'], 1, 0.0, False, None, 'onnx'); print(*sys.modules)"
+    loaded = command(project, "python", "-c", classify_it).stdout.split()
+    assert "onnxruntime" in loaded and not {"transformers", "torchvision", "pandas", "mlflow", "dvc"} & set(loaded)
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".parquet"])
 def test_a_table_holds_what_json_holds(images, tmp_path, capsys, suffix):
     classify(str(images), as_json=True)

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,18 +19,18 @@ from image_classifier.core import files, runtime
 from image_classifier.core.errors import UserError, first_line, printable
 from image_classifier.export import formats
 from image_classifier.export.formats import FILES
-from image_classifier.export.to_onnx import Classifier
 from image_classifier.images.resize import Resize
-from image_classifier.model import checkpoint
 from image_classifier.preparation import decode
 from image_classifier.preparation.decode import UnreadableImage
 
 MODELS = Path("models/export")
 BATCH_SIZE = 64  # images in memory at a time
-WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    ".csv": partial(pd.DataFrame.to_csv, index=False),
-    ".json": partial(pd.DataFrame.to_json, orient="records", indent=2),
-    ".parquet": partial(pd.DataFrame.to_parquet, index=False),
+# Methods of pandas' DataFrame, which is imported where it is needed, as transformers is: that takes longer than to
+# classify an image.
+WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("to_csv", {"index": False}),
+    ".json": ("to_json", {"orient": "records", "indent": 2}),
+    ".parquet": ("to_parquet", {"index": False}),
 }
 
 
@@ -61,6 +59,9 @@ class Predictor:
     @classmethod
     def from_torch(cls, folder: Path = MODELS / "hf") -> "Predictor":
         """Open a Hugging Face folder in torch. Raises UserError: it is missing or damaged."""
+        from image_classifier.export.to_onnx import Classifier
+        from image_classifier.model import checkpoint
+
         network, normalize, resize = checkpoint.load(folder, "export")
         classifier = torch.inference_mode()(Classifier(network, normalize).eval())
         return cls(lambda images: classifier(images).numpy(), list(network.config.id2label.values()), resize)
@@ -101,11 +102,14 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
                 f"{printable(path)}  " + "  ".join(f"{printable(one['class'])} {one['confidence']:.1%}" for one in best)
             )
     if output is not None:
+        from pandas import DataFrame
+
         nothing = [{"class": None, "confidence": None}]  # where nothing is as probable as the threshold
         rows = [{"path": row["path"]} | found for row in results for found in row["predictions"] or nothing]
-        table = pd.DataFrame(rows, columns=["path", "class", "confidence"])
+        table = DataFrame(rows, columns=["path", "class", "confidence"])
+        method, options = WRITERS[output.suffix]
         with files.atomic(output) as unfinished:
-            WRITERS[output.suffix](table, unfinished)
+            getattr(table, method)(unfinished, **options)
     elif as_json:
         print(json.dumps(results, indent=2))
     count = len(images) - failed

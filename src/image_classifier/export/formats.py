@@ -7,7 +7,6 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 from torch import Tensor
-from transformers import pipeline
 
 from image_classifier.core.errors import UserError, first_line
 
@@ -56,6 +55,8 @@ def run_onnx(path: Path, batches: Iterable[tuple[Tensor, Tensor]], num_threads: 
 
 def run_pipeline(folder: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> np.ndarray:
     """What transformers' own pipeline makes of a Hugging Face folder: probabilities float32 [N, classes]."""
+    from transformers import pipeline  # takes seconds to import, which `predict` need not wait for
+
     classify = pipeline("image-classification", model=str(folder), device="cpu")
     columns, found = classify.model.config.label2id, []
     for images, _ in batches:
