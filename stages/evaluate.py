@@ -21,7 +21,7 @@ def main() -> None:
     """Classify the test images; write the metrics with their intervals, every prediction, and galleries."""
     print(f"evaluate: {sys.executable}")
     params = config.load()
-    runtime.configure(params.num_threads)
+    runtime.configure(params.num_threads, portable=params.portable)
     compute = numerics.resolve(params.training.device, "fp32")
 
     test = ShardReader("data/shards/test")

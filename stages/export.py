@@ -25,7 +25,7 @@ def main() -> None:
     """Write the ONNX and Hugging Face folders; refuse them unless they are the model that was evaluated."""
     print(f"export: {sys.executable}")
     params = config.load()
-    runtime.configure(params.num_threads)
+    runtime.configure(params.num_threads, portable=params.portable)
     test = ShardReader("data/shards/test")
     network, normalize, resize = checkpoint.load(CHECKPOINT)
     checkpoint.check_fits(network, resize, test)

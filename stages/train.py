@@ -28,7 +28,7 @@ def main() -> None:
 def fit(params: config.Config, compute: numerics.Compute, group: distributed.Group) -> None:
     """Keep the best epoch on val, and log every epoch to DVCLive and MLflow."""
     print(f"train: {sys.executable}\ntrain: {compute.name} on {compute.device}: {compute.reason}")
-    runtime.configure(params.num_threads, group.here)
+    runtime.configure(params.num_threads, group.here, params.portable)
     train, val = ShardReader("data/shards/train"), ShardReader("data/shards/val")
     network = build_network(params.model, train.class_names, train.resize.size, params.seed)
     normalize = input_normalization(params.data.normalization, params.model)

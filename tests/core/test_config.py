@@ -49,6 +49,12 @@ def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
         ({"data": {"image_size": "big"}}, "data.image_size = 'big': input should be a valid integer"),
         ({"data": {"val_fraction": 1.5}}, "data.val_fraction = 1.5: input should be less than 1"),
         ({"data": None}, "data = None: input should be a valid dictionary"),
+        ({"portable": True}, "portable = true needs num_threads"),
+        ({"portable": True, "num_threads": 2}, "portable = true needs training.precision = fp32"),
+        (
+            {"portable": True, "num_threads": 2, "training": {"precision": "fp32"}},
+            "portable = true needs training.device = cpu",
+        ),
     ],
 )
 def test_a_wrong_value_is_one_line_with_key_value_and_what_is_allowed(params, changes, expected):

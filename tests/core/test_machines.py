@@ -34,6 +34,29 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+# ------------------------------------------------------------ other processors
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs AVX2")
+def test_a_portable_training_is_the_same_whatever_the_libraries_would_choose(project, change):
+    change({"portable": True, "num_threads": 1, "training": {"device": "cpu", "precision": "fp32"}})
+    found = set()
+    for choice in ({}, {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}):
+        command(project, "python", "-m", "stages.train", **choice)
+        command(project, "python", "-m", "stages.evaluate", **choice)
+        found.add(
+            (files.sha256("models/checkpoint/model.safetensors"), files.sha256("metrics/evaluate/predictions.csv"))
+        )
+    assert len(found) == 1
+
+
+def test_a_portable_training_is_refused_where_torch_computes_otherwise(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    with pytest.raises(UserError, match="portable = true, but torch computes with AVX512 here instead of AVX2"):
+        runtime.configure(1, portable=True)
+    runtime.configure(1)
+
+
 # ---------------------------------------------------------------- without root
 
 

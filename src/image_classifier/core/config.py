@@ -140,6 +140,7 @@ class Mlflow(Section):
 class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None
+    portable: bool
     data: Data
     model: Model
     training: Training
@@ -163,6 +164,13 @@ class Config(Section):
                 raise ValueError(
                     f"training.resolution_schedule: {size} is larger than data.image_size = {self.data.image_size}"
                 )
+        if self.portable:
+            if self.num_threads is None:
+                raise ValueError("portable = true needs num_threads: another number gives other last digits")
+            if self.training.precision != "fp32":
+                raise ValueError("portable = true needs training.precision = fp32: not every processor has the others")
+            if self.training.device != "cpu":
+                raise ValueError("portable = true needs training.device = cpu: GPUs have last digits of their own")
         return self
 
 

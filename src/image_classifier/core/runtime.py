@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from image_classifier.core.errors import UserError
+
 # glibc mallopt(3) parameters.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -48,11 +50,15 @@ def _quotas(root: Path) -> Iterator[float]:
                 break
 
 
-def configure(num_threads: int | None, processes: int = 1) -> None:
+def configure(num_threads: int | None, processes: int = 1, portable: bool = False) -> None:
     """Fix the number of CPU threads (null = one per usable CPU), ask for deterministic kernels, keep freed memory.
 
     `processes` of this machine share its CPUs.
+
+    Raises UserError: `portable` is asked for, and torch does not compute with AVX2.
     """
+    if portable and (kernels := torch.backends.cpu.get_cpu_capability()) != "AVX2":
+        raise UserError(f"portable = true, but torch computes with {kernels} here instead of AVX2: set it to false")
     torch.set_num_threads(num_threads or max(1, cpus() // processes))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(True, warn_only=True)
