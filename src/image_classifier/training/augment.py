@@ -1,8 +1,8 @@
 """Random changes of training images, a whole batch at once, and their size on the device.
 
-What happens to an image follows from (seed, epoch, its place in the order of the epoch): neither from the batch that it
-is in nor from the process that trains on it. The number of operations does not depend on the size of the batch, and
-none of them waits for a GPU.
+What `augment` does to an image follows from (seed, epoch, its place in the order of the epoch), not from the batch that
+it is in or the process that trains on it; mixup and cutmix mix what a batch holds. The number of operations does not
+depend on the size of the batch, and none of them waits for a GPU.
 """
 
 import math
@@ -19,7 +19,7 @@ from image_classifier.core import runtime
 from image_classifier.core.config import Augmentation
 from image_classifier.training import colors
 
-# Of TrivialAugment, in its wide space (arXiv 2103.10158, table 1).
+# Of TrivialAugment, in its wide space (arXiv 2103.10158, table 1), whose 32 pixels are a fifth of the side here.
 MOVING = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 OPERATIONS = ("identity", *MOVING, *(change.__name__ for change in (*colors.BY_FACTOR, *colors.BY_STRENGTH)))
 SHEAR, TRANSLATION, ROTATION, FACTOR = 0.99, 0.2, math.radians(135), 0.99  # at full strength
@@ -30,6 +30,8 @@ class Draws(NamedTuple):
     """Numbers in [0, 1) for each of N images, float32 [N]: all that is random about them."""
 
     flip: Tensor
+    shift_y: Tensor
+    shift_x: Tensor
     top: Tensor
     left: Tensor
     area: Tensor
@@ -123,7 +125,7 @@ def must_wait(device: torch.device) -> bool:
 
 
 def _crop_and_flip(images: Tensor, drawn: Draws, settings: Augmentation) -> Tensor:
-    """A copy in which pixels are elsewhere, as they are."""
+    """A copy whose pixels are moved, not changed."""
     count, size = images.shape[:2]
     places = torch.arange(size, device=images.device).expand(count, size)
     rows = columns = places
@@ -131,7 +133,7 @@ def _crop_and_flip(images: Tensor, drawn: Draws, settings: Augmentation) -> Tens
         most = round(settings.crop_padding * size)
         rows, columns = (
             _mirror(places + (number * (2 * most + 1)).long()[:, None] - most, size)
-            for number in (drawn.top, drawn.left)
+            for number in (drawn.shift_y, drawn.shift_x)
         )
     if settings.horizontal_flip:
         columns = torch.where((drawn.flip < 0.5)[:, None], columns.flip(1), columns)

@@ -25,7 +25,9 @@ def brightness(pixels: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(pixels: Tensor, factor: Tensor) -> Tensor:
     """Away from the mean of the image's gray, or towards it."""
-    return _blend(_gray(pixels).mean((1, 2, 3), keepdim=True), pixels, factor)
+    # In float64, or the last digits would depend on how many images are in the batch.
+    mean = _gray(pixels).mean((1, 2, 3), keepdim=True, dtype=torch.float64)
+    return _blend(mean.float(), pixels, factor)
 
 
 def saturation(pixels: Tensor, factor: Tensor) -> Tensor:
@@ -63,7 +65,11 @@ def autocontrast(pixels: Tensor, _: Tensor) -> Tensor:
 
 def equalize(pixels: Tensor, _: Tensor) -> Tensor:
     """Give each channel a flat histogram."""
-    return v2.functional.equalize(pixels.to(torch.uint8)).float()
+    warns, is_on = torch.is_deterministic_algorithms_warn_only_enabled(), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)  # counts are the same in any order; on a GPU it would sort all pixels
+    equalized = v2.functional.equalize(pixels.to(torch.uint8)).float()
+    torch.use_deterministic_algorithms(is_on, warn_only=warns)
+    return equalized
 
 
 def _blend(other: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ def compile_fault() -> str | None:
 
 @torch.no_grad()
 def average(averaged: nn.Module, current: nn.Module, weight: float) -> None:
-    """Let weights and running statistics go by a share of the way to the current ones; indices and counts are copied.
+    """Move weights and running statistics part of the way to the current ones; indices and counts are copied.
 
-    torch's AveragedModel does the same, but has a GPU tell it in every step how many it has done.
+    torch's AveragedModel does the same, but reads its step count back from the GPU in every step.
     """
     own, others = (chain(network.parameters(), network.buffers()) for network in (averaged, current))
     pairs = list(zip(own, others, strict=True))
