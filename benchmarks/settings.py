@@ -1,7 +1,7 @@
 """What single settings give when pretrained weights are fine-tuned on 2,000 images: one changed at a time, three seeds.
 
     python -m benchmarks.settings PARQUET_FOLDER               # with train.parquet and test.parquet
-    python -m benchmarks.settings PARQUET_FOLDER --balance     # what balance gives where half of the classes are rare
+    python -m benchmarks.settings PARQUET_FOLDER --balance     # class weights where half of the classes are rare
 
 Each run is the train stage's loop from ImageNet weights (`image-classifier weights efficientnet-lite0`), 5 epochs at
 96 px; the best epoch on 1,000 val images classifies 3,000 held-out ones.
@@ -23,7 +23,7 @@ from benchmarks import records
 from benchmarks.images import write_shards
 
 COLUMNS = ("changed", "test accuracy, mean", "of each seed", "against no change, points")
-BALANCE_COLUMNS = ("training.class_balance", "accuracy", "recall, common classes", "recall, rare classes")
+BALANCE_COLUMNS = ("training.class_weights", "accuracy", "recall, common classes", "recall, rare classes")
 SIZE, SEEDS, RARE = 96, 3, 40
 PARTS = {"train": (0, 2_000), "val": (2_000, 1_000), "test": (0, 3_000)}  # first row and number, of shuffled rows
 BASE = {
@@ -54,7 +54,7 @@ CHANGES: dict[str, dict] = {
     "training.learning_rate: 3e-4": {"learning_rate": 3e-4},
     "model.freeze_backbone: true": {"model": {"freeze_backbone": True}},
 }
-BALANCE = {kind: {"class_balance": kind} for kind in ("none", "sampling", "loss")}
+BALANCE = {name: {"class_weights": weighted} for name, weighted in (("false", False), ("true", True))}
 
 
 def main() -> None:

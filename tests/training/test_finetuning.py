@@ -17,7 +17,6 @@ from image_classifier.model.batches import batches, num_batches
 from image_classifier.model.numerics import Compute
 from image_classifier.training import features, stepper
 from image_classifier.training.augment import mixing
-from image_classifier.training.balance import balanced, class_weights
 from image_classifier.training.build import build_network, input_normalization
 from image_classifier.training.distributed import Group
 from image_classifier.training.layers import head_parameters, layers
@@ -45,25 +44,14 @@ def make_trainer(
     return Trainer(network, normalize, compute, training, 0, reader, reader, group or Group())
 
 
-def test_sampling_gives_every_class_the_same_number_of_images():
-    order = balanced(LABELS, seed=0, epoch=1)
-    counts = np.bincount(LABELS[order])
-    assert len(order) == len(LABELS) and counts[2] == 0
-    assert counts[[0, 1, 3]].max() - counts[[0, 1, 3]].min() <= 1
-    for label in (0, 1, 3):  # a class gives all of its images before it gives one again
-        times = np.bincount(order, minlength=len(LABELS))[label == LABELS]
-        assert times.max() - times.min() <= 1
-    assert np.array_equal(order, balanced(LABELS, 0, 1)) and not np.array_equal(order, balanced(LABELS, 0, 2))
-
-
 def test_class_weights_are_inverse_to_the_number_of_images():
-    weights = class_weights(torch.from_numpy(LABELS), num_classes=4)
+    weights = stepper.class_weights(torch.from_numpy(LABELS), num_classes=4)
     assert weights[[0, 1, 3]] * torch.tensor([50, 7, 2]) == pytest.approx([59 / 3] * 3)
     assert weights[LABELS].mean().item() == pytest.approx(1.0) and weights.isfinite().all()
 
 
 def test_rare_classes_weigh_more_in_the_loss(project):
-    trainer = make_trainer(class_balance="loss")
+    trainer = make_trainer(class_weights=True)
     trainer.stepper.class_weights = weights = torch.arange(1.0, 11.0)
     images, labels = next(batches(trainer.train, 16))
     trainer.stepper.step(images, labels, 0, 64, update=False)
@@ -75,9 +63,8 @@ def test_rare_classes_weigh_more_in_the_loss(project):
     torch.testing.assert_close(trainer.network.classifier.weight.grad, network.classifier.weight.grad)
 
 
-@pytest.mark.parametrize("balance", ["sampling", "loss"])
-def test_a_balanced_training_runs_to_its_end(project, change, balance):
-    change({"training": {"class_balance": balance}})
+def test_a_training_with_class_weights_runs_to_its_end(project, change):
+    change({"training": {"class_weights": True}})
     train.main()
     assert series(project, "train_loss")[-1] < series(project, "train_loss")[0]
 
@@ -139,7 +126,7 @@ def test_indices_in_buffers_are_not_averaged(project):
 
 def test_a_killed_training_with_all_of_it_ends_in_the_same_bytes(project, change, monkeypatch):
     augmented = {**config.load().training.augmentation.model_dump(), "mixup": 0.2, "cutmix": 1.0}
-    settings = {"ema_decay": 0.9, "accumulate_batches": 2, "class_balance": "sampling", "head_lr_factor": 3.0}
+    settings = {"ema_decay": 0.9, "accumulate_batches": 2, "class_weights": True, "head_lr_factor": 3.0}
     change({"training": settings | {"layer_lr_decay": 0.8, "fast_mode": False, "augmentation": augmented}})
     train.main()
     whole = files.sha256("models/checkpoint/model.safetensors"), series(project, "train_loss")

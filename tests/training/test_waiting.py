@@ -50,7 +50,7 @@ class Unread(Group):
         {},
         {"resolution_schedule": [32]},
         {"fast_mode": False, "augmentation": Augmentation(**EVERYTHING)},
-        {"gradient_clip": 1.0, "accumulate_batches": 2, "label_smoothing": 0.1, "class_balance": "loss"},
+        {"gradient_clip": 1.0, "accumulate_batches": 2, "label_smoothing": 0.1, "class_weights": True},
         {"ema_decay": 0.9, "optimizer": "sgd"},
     ],
     ids=["plain", "smaller", "augmented", "clipped", "averaged"],

@@ -100,7 +100,7 @@ class Training(Section):
     batch_size: Count
     accumulate_batches: Count
     patience: Count | None
-    class_balance: Literal["none", "sampling", "loss"]
+    class_weights: bool
     resolution_schedule: Annotated[list[ImageSize], Field(min_length=1)] | None
     fast_mode: bool
     augmentation: Augmentation

@@ -20,7 +20,6 @@ from image_classifier.images.shards import ShardReader
 from image_classifier.model.batches import num_batches
 from image_classifier.model.numerics import Compute
 from image_classifier.training.augment import augment, is_random, mixing, rescale
-from image_classifier.training.balance import class_weights
 from image_classifier.training.distributed import Group
 from image_classifier.training.schedule import build_optimizer, build_scheduler
 from image_classifier.training.sizes import forward_options
@@ -37,6 +36,12 @@ def compile_fault() -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "Python's headers are missing; install python3-dev"
     return None
+
+
+def class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """A weight for each class, float32 [classes], inverse to its number of images; their mean over the images is 1."""
+    counts = torch.bincount(labels, minlength=num_classes)
+    return len(labels) / (counts.clamp(min=1) * counts.count_nonzero()).float()
 
 
 @torch.no_grad()
@@ -90,7 +95,7 @@ class Stepper:
         self.augments = not training.fast_mode and is_random(training.augmentation)
         self.mixing = None if training.fast_mode else mixing(training.augmentation, num_classes)
         self.class_weights = None
-        if training.class_balance == "loss":
+        if training.class_weights:
             self.class_weights = class_weights(self.train.labels, num_classes).to(device)
 
     @property

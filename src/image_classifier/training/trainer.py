@@ -19,7 +19,6 @@ from image_classifier.model.inference import predict, with_progress
 from image_classifier.model.numerics import Compute, is_out_of_memory
 from image_classifier.model.scores import averages, classification
 from image_classifier.training.augment import draw
-from image_classifier.training.balance import balanced
 from image_classifier.training.distributed import Group
 from image_classifier.training.feeding import Feed
 from image_classifier.training.modes import recompute_statistics, train_mode
@@ -117,7 +116,7 @@ class Trainer:
         The loss is the cross-entropy without label smoothing, as in validation. Augmentation follows from (seed, epoch,
         place in the order), dropout from (seed, epoch, step).
         """
-        order = self._order(epoch)
+        order = shuffled(len(self.train), self.seed, epoch)
         losses, predicted, rates = self._run_steps(epoch, order)
         self._check_finite(epoch, losses, rates)
         labels = self.train.labels.numpy()[order]
@@ -169,12 +168,6 @@ class Trainer:
                 f"loss is NaN or infinite at epoch {epoch + 1}, step {bad[0] + 1} of {len(losses)}, learning rate "
                 f"{rates[bad[0]]:g}: lower training.learning_rate, or set training.gradient_clip"
             )
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """The numbers of the images of an epoch, in the order in which it sees them."""
-        if self.training.class_balance == "sampling":
-            return balanced(self.train.labels.numpy(), self.seed, epoch)
-        return shuffled(len(self.train), self.seed, epoch)
 
     def recompute_batch_norm(self, epoch: int) -> None:
         """Replace the running batch-norm statistics, which lag behind the weights; not in a frozen network."""
