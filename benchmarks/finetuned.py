@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import records
 from benchmarks.records import ROOT
-from image_classifier.core import tables
+from image_classifier.core import config, tables
 from image_classifier.evaluation.intervals import wilson
 
 COLUMNS = ("what", "minutes of training", "test accuracy", "95% interval", "of")
@@ -51,8 +51,8 @@ def main() -> None:
         shutil.copytree(arguments.parquet, clone / "data/raw/cifar10", copy_function=shutil.copyfile)
         subprocess.run([sys.executable, "-m", "image_classifier", "recipe", "cifar10-finetune"], cwd=clone, check=True)
         if arguments.growth:
-            runs = {count: pipeline(clone, count, epochs) for count, epochs in GROWTH.items()}
-            runs[10_000] = pipeline(clone, 10_000)
+            epochs = config.load(clone / "params.yaml").training.num_epochs
+            runs = {count: pipeline(clone, count, number) for count, number in {**GROWTH, 10_000: epochs}.items()}
             rows = [[f"{count:,}", *run] for count, run in runs.items()]
             note = "The recipe `cifar10-finetune`, 10,000 test images, one seed; 2,000 val images choose the epoch."
             title, name = "How accuracy grows with the number of images", "growth" if arguments.record else None
@@ -93,7 +93,6 @@ def trainer(clone: Path) -> list[str]:
     from torchvision.transforms import v2
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-    from image_classifier.core import config
     from image_classifier.images.shards import ShardReader
     from image_classifier.training.build import build_network, input_normalization
 

@@ -48,7 +48,7 @@ def measure(group) -> float:
         network.train()
         ends = []
         for step, (images, labels) in enumerate(batches(train, BATCH_SIZE, order, group.index, group.count)):
-            loss, _ = trainer.stepper.step(images, labels, step, SIZE)
+            loss, *_ = trainer.stepper.step(images, labels, step, SIZE)
             group.total(torch.zeros(1))  # until all have ended the step
             ends.append(time.perf_counter())
         assert torch.isfinite(loss)

@@ -47,7 +47,7 @@ def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, batch_size
         network.train()
         ends = []
         for step, (images, labels) in enumerate(batches(train, batch_size, shuffled(len(train), 0, 0))):
-            loss, _ = trainer.stepper.step(images, labels, step, SIZE)
+            loss, *_ = trainer.stepper.step(images, labels, step, SIZE)
             if device == "cuda" and step in (0, steps):
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())

@@ -138,6 +138,17 @@ def test_a_killed_training_with_all_of_it_ends_in_the_same_bytes(project, change
     assert (files.sha256("models/checkpoint/model.safetensors"), series(project, "train_loss")) == whole
 
 
+def test_mixed_images_are_scored_by_what_they_show_most_of(project):
+    trainer = make_trainer(
+        fast_mode=False, augmentation=config.load().training.augmentation.model_copy(update={"mixup": 0.2})
+    )
+    images, labels = next(batches(trainer.train, 16))
+    scored = [trainer.stepper.step(images, labels, seed, 64, update=False)[2] for seed in range(20)]
+    others = [not torch.equal(found, labels) for found in scored]
+    assert 4 < sum(others) < 16  # the other image is the stronger one in half of the batches
+    assert all(torch.equal(found, labels.roll(1)) for found, other in zip(scored, others, strict=True) if other)
+
+
 def test_patience_ends_a_training_that_gets_no_better(project, change, monkeypatch, capsys):
     monkeypatch.setattr(Trainer, "validate", lambda *_: dict.fromkeys(("loss", "accuracy"), 0.5))
     change({"training": {"num_epochs": 9, "patience": 2, "resolution_schedule": None}})

@@ -112,11 +112,11 @@ class Stepper:
         draws: Tensor | None = None,
         share: float = 1.0,
         update: bool = True,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Add the gradient of a batch, and take a step with all that was added where `update` is set.
 
-        Images are uint8 [N, H, W, 3], to be augmented where they have `draws`. Returns their mean loss before the step,
-        and their predicted classes int64 [N].
+        Images are uint8 [N, H, W, 3], to be augmented where they have `draws`. Returns their mean loss before the step;
+        their predicted classes, and those that they show most of, int64 [N]: mixup and cutmix may change the latter.
         `share` is how many of the step's images these are, relative to an equal share of the processes.
         """
         device = self.precision.device
@@ -128,6 +128,7 @@ class Stepper:
             pixels, targets = rescale(self.normalize(images), size), labels
             if self.mixing is not None:
                 pixels, targets = self.mixing(pixels, labels)
+                labels = targets.argmax(1)
         with self.clock(COMPUTE):
             with self.precision.autocast():
                 logits = self.forward(pixel_values=pixels, **forward_options(self.network, size)).logits
@@ -141,7 +142,7 @@ class Stepper:
             with self.clock(OPTIMIZER):
                 self._update()
         logits = logits.detach()
-        return F.cross_entropy(logits, labels), logits.argmax(1)
+        return F.cross_entropy(logits, labels), logits.argmax(1), labels
 
     def _update(self) -> None:
         if self.training.gradient_clip is not None:

@@ -117,19 +117,18 @@ class Trainer:
         place in the order), dropout from (seed, epoch, step).
         """
         order = shuffled(len(self.train), self.seed, epoch)
-        losses, predicted, rates = self._run_steps(epoch, order)
+        losses, predicted, labels, rates = self._run_steps(epoch, order)
         self._check_finite(epoch, losses, rates)
-        labels = self.train.labels.numpy()[order]
         scores = averages(labels, predicted)
         values = {"image_size": self.training_size(epoch), "train_loss": float(losses.sum() / len(order))}
         values["train_accuracy"] = float((predicted == labels).mean())
         return values | {f"train_{name}": scores[name] for name in SCORES} | {"learning_rate": rates[-1]}
 
-    def _run_steps(self, epoch: int, order: np.ndarray) -> tuple[Tensor, np.ndarray, list[float]]:
+    def _run_steps(self, epoch: int, order: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray, list[float]]:
         """Take every step of an epoch, this process with its part of each batch.
 
-        Returns the summed loss of each batch [batches], the class predicted for each image int64 [N] in `order`, and
-        the learning rate of each batch.
+        Returns the summed loss of each batch [batches]; the class predicted for each image int64 [N] in `order`, and
+        the one that it showed most of; and the learning rate of each batch.
         """
         size = self.training_size(epoch)
         group, batch_size = self.group, self.training.batch_size
@@ -139,7 +138,7 @@ class Trainer:
         accumulated = self.training.accumulate_batches
         train_mode(self.network)
         # What is measured stays on the device until the epoch ends: reading it would wait for the GPU.
-        losses, guesses, rates = [], [], []
+        losses, guesses, shown, rates = [], [], [], []
         title = f"epoch {epoch + 1}/{self.training.num_epochs} at {size} px"
         draws = draw(len(order), self.seed, epoch) if self.stepper.augments else None
         own = self.clock.each(READING, self.feed.batches(batch_size, order, group, draws))
@@ -150,13 +149,17 @@ class Trainer:
             start = step // accumulated * accumulated
             together = batch_sizes[start : start + accumulated]  # whose gradients make one step of the optimizer
             share = len(labels) * group.count / sum(together)
-            loss, guess = self.stepper.step(images, labels, seed, size, drawn, share, step == start + len(together) - 1)
+            loss, guess, label = self.stepper.step(
+                images, labels, seed, size, drawn, share, step == start + len(together) - 1
+            )
             losses.append(loss * len(labels))
             guesses.append(guess)
+            shown.append(label)
         self.clock.images += len(order)
         with self.clock(COMPUTE):  # waits for the device
             sums = group.total(torch.stack(losses)).cpu()
-            return sums, group.collect(torch.cat(guesses), own_places, len(order)), rates
+            predicted, labels = (group.collect(torch.cat(part), own_places, len(order)) for part in (guesses, shown))
+            return sums, predicted, labels, rates
 
     def _check_finite(self, epoch: int, losses: Tensor, rates: list[float]) -> None:
         """Raise UserError where a loss, or a weight after the last step, is NaN or infinite."""
