@@ -52,6 +52,7 @@ def test_a_portable_training_is_the_same_whatever_the_libraries_would_choose(pro
 
 def test_a_portable_training_is_refused_where_torch_computes_otherwise(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(UserError, match="portable = true, but torch computes with AVX512 here instead of AVX2"):
         runtime.configure(1, portable=True)
     runtime.configure(1)

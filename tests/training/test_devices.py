@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from image_classifier.core import config
 from image_classifier.core.errors import UserError
 from image_classifier.model import numerics
 from image_classifier.training import distributed, stepper
+from tests.helpers.architectures import TINY
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # what the locked torch is built for
 
@@ -55,6 +57,21 @@ def test_a_gpu_without_kernels_is_named_and_left_out(gpu, capability, built):
     with pytest.raises(UserError, match=r"training.device = cuda, but torch .* has no kernels for Some GPU"):
         numerics.resolve("cuda", "auto")
     assert "GPU" not in numerics.resolve("cpu", "auto").reason  # nobody asked for one
+
+
+def test_every_image_size_is_compiled_once_for_each_length_of_a_batch(monkeypatch):
+    graphs = []
+    plain = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda *a, **b: plain(*a, **b, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    )
+    tiny = AutoConfig.for_model(**{**TINY["mobilevit"], "model_type": "mobilevit", "num_labels": 10})
+    sizes = (32, 64, 96, 128, 160, 192)
+    forward = stepper.compiled(AutoModelForImageClassification.from_config(tiny), len(sizes))
+    for size in (*sizes, 32):
+        for length in (3, 2, 3):
+            forward(pixel_values=torch.rand(length, 3, size, size)).logits.sum().backward()
+    assert len(graphs) == 2 * len(sizes)
 
 
 def test_a_driver_that_torch_cannot_use_is_told(tmp_path, monkeypatch):

@@ -12,6 +12,14 @@ import torch
 
 from image_classifier.core.errors import UserError
 
+# What makes processors of several generations compute alike. Each of torch's libraries chooses its kernels when it first
+# computes, and with them how it adds up.
+PORTABLE = {
+    "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",  # which MKL promises on Intel's processors alone
+    "MKL_DYNAMIC": "FALSE",  # or MKL may take fewer threads than it is told
+}
 # glibc mallopt(3) parameters.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -53,12 +61,14 @@ def _quotas(root: Path) -> Iterator[float]:
 def configure(num_threads: int | None, processes: int = 1, portable: bool = False) -> None:
     """Fix the number of CPU threads (null = one per usable CPU), ask for deterministic kernels, keep freed memory.
 
-    `processes` of this machine share its CPUs.
+    To be called before torch computes anything. `processes` of this machine share its CPUs.
 
     Raises UserError: `portable` is asked for, and torch does not compute with AVX2.
     """
-    if portable and (kernels := torch.backends.cpu.get_cpu_capability()) != "AVX2":
-        raise UserError(f"portable = true, but torch computes with {kernels} here instead of AVX2: set it to false")
+    if portable:
+        os.environ.update(PORTABLE)
+        if (kernels := torch.backends.cpu.get_cpu_capability()) != "AVX2":
+            raise UserError(f"portable = true, but torch computes with {kernels} here instead of AVX2: set it to false")
     torch.set_num_threads(num_threads or max(1, cpus() // processes))
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -38,6 +38,17 @@ def compile_fault() -> str | None:
     return None
 
 
+def compiled(network: nn.Module, num_sizes: int) -> Callable:
+    """The network compiled when it first sees an image size, once for each of the two lengths that batches have.
+
+    Past its limit of eight graphs torch would run the others as they are, and only warn.
+    """
+    import torch._dynamo  # takes a second, and few need it
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * num_sizes)
+    return torch.compile(network, dynamic=False)
+
+
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
     """A weight for each class, float32 [classes], inverse to its number of images; their mean over the images is 1."""
     counts = torch.bincount(labels, minlength=num_classes)
@@ -90,7 +101,7 @@ class Stepper:
             if fault := compile_fault():
                 print(f"train: training.use_compile is left out: {fault}")
             else:
-                self.forward = torch.compile(joined, dynamic=False)  # one graph for each size
+                self.forward = compiled(joined, len(set(training.resolution_schedule or [0])))
         num_classes = len(self.train.class_names)
         self.augments = not training.fast_mode and is_random(training.augmentation)
         self.mixing = None if training.fast_mode else mixing(training.augmentation, num_classes)
