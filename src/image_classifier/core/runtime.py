@@ -12,8 +12,8 @@ import torch
 
 from image_classifier.core.errors import UserError
 
-# What makes processors of several generations compute alike. Each of torch's libraries chooses its kernels when it first
-# computes, and with them how it adds up.
+# What makes processors of several generations compute alike. Each of torch's libraries chooses its kernels, and with
+# them how it adds up, when it first computes.
 PORTABLE = {
     "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels
     "ONEDNN_MAX_CPU_ISA": "AVX2",
