@@ -34,7 +34,12 @@ def main() -> None:
     def shown(title: str) -> Batches:
         return with_progress(batches(test, params.evaluation.batch_size, rows), len(rows), title)
 
-    labels, expected = predict(network, normalize, shown("torch"), numerics.resolve("cpu", "fp32"))
+    compute = numerics.resolve(params.training.device, "fp32")
+    compute.place(network)
+    normalize.to(compute.device)
+    labels, expected = predict(network, normalize, shown("torch"), compute)
+    network.cpu()  # where it is exported
+    normalize.cpu()
     parity.check_evaluated(EVALUATED / "predictions.csv", test, rows, expected, params.export.max_relative_error)
     with files.atomic(EXPORT) as folder:
         files.copy(CHECKPOINT, folder / "hf")

@@ -88,14 +88,13 @@ def test_images_are_augmented_as_on_a_cpu(project):
     assert ((found - expected).abs() > 1).float().mean() < 0.001
 
 
-def test_a_model_of_a_gpu_is_evaluated_and_exported_without_one(project, on_gpu):
-    on_gpu("bf16")
+def test_a_model_of_a_gpu_is_evaluated_and_exported_with_and_without_one(project, on_gpu):
+    on_gpu("bf16", device="auto")
     train.main()
-    on_gpu("fp32", device="auto")
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    for stage in ("evaluate", "export", "report"):
-        command(project, "python", "-m", f"stages.{stage}", **hidden)
-    assert read(project / "metrics/export/metrics.json")["onnx_agreement"] == 1.0
+    for surroundings in ({}, {"CUDA_VISIBLE_DEVICES": ""}):
+        for stage in ("evaluate", "export", "report"):
+            command(project, "python", "-m", f"stages.{stage}", **surroundings)
+        assert read(project / "metrics/export/metrics.json")["onnx_agreement"] == 1.0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from image_classifier.core.config import Augmentation
 from image_classifier.model.numerics import Compute
@@ -30,6 +31,21 @@ class Meta(Compute):
 
     def autocast(self):
         return nullcontext()  # torch has none for it
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors that go from the CPU to the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **kwargs or {})
+        given = [value for value in args if isinstance(value, Tensor)]
+        if function.name() in ("aten::_to_copy", "aten::copy_") and found.device.type == "meta":
+            self.count += any(value.device.type == "cpu" for value in given)
+        return found
 
 
 class Unread(Group):
@@ -65,5 +81,6 @@ def test_an_epoch_reads_nothing_back_until_it_ends(project, monkeypatch, kind, c
     trainer = make_trainer(kind, compute=Meta(device, "fp32", ""), group=Unread(), **changes)
     split = trainer.train
     trainer.feed.resident = torch.cat(split.images).to(device), split.labels.to(device)
-    *_, rates = trainer._run_steps(0, np.arange(len(split)))  # which would fail
-    assert len(rates) == 13
+    with Copies() as copies:
+        *_, rates = trainer._run_steps(0, np.arange(len(split)))  # fails where a value is read
+    assert len(rates) == 13 and copies.count <= 2  # the order and the draws, once an epoch
