@@ -7,9 +7,9 @@ from image_classifier.core import config, files, runtime
 from image_classifier.core.entry import exit_with, took
 from image_classifier.evaluation.tables import HEADLINE, write_evaluation
 from image_classifier.images.shards import ShardReader
-from image_classifier.model import checkpoint, numerics
+from image_classifier.model import checkpoint
 from image_classifier.model.batches import batches
-from image_classifier.model.inference import predict, with_progress
+from image_classifier.model.inference import predict_in_fp32, with_progress
 from image_classifier.tracking.model_run import add_to_model_run
 
 CHECKPOINT = Path("models/checkpoint")
@@ -22,15 +22,12 @@ def main() -> None:
     print(f"evaluate: {sys.executable}")
     params = config.load()
     runtime.configure(params.num_threads, portable=params.portable)
-    compute = numerics.resolve(params.training.device, "fp32")
 
     test = ShardReader("data/shards/test")
     network, normalize, resize = checkpoint.load(CHECKPOINT)
     checkpoint.check_fits(network, resize, test)
-    compute.place(network)
-    normalize.to(compute.device)
     shown = with_progress(batches(test, params.evaluation.batch_size), len(test), "evaluate")
-    labels, probabilities = predict(network, normalize, shown, compute)
+    labels, probabilities = predict_in_fp32(network, normalize, shown, params.training.device)
     with files.atomic(METRICS) as folder:
         scores = write_evaluation(folder, labels, probabilities, test)
     published = {f"test_{name}": scores.at[name, "value"] for name in HEADLINE}

@@ -11,9 +11,9 @@ from image_classifier.export.int8 import to_int8
 from image_classifier.export.register import add_model
 from image_classifier.export.to_onnx import to_onnx
 from image_classifier.images.shards import ShardReader
-from image_classifier.model import checkpoint, numerics
+from image_classifier.model import checkpoint
 from image_classifier.model.batches import batches
-from image_classifier.model.inference import Batches, predict, with_progress
+from image_classifier.model.inference import Batches, predict_in_fp32, with_progress
 from image_classifier.tracking.model_run import add_to_model_run
 
 CHECKPOINT, EXPORT, INDEX = Path("models/checkpoint"), Path("models/export"), Path("data/shards/train/index.json")
@@ -34,12 +34,7 @@ def main() -> None:
     def shown(title: str) -> Batches:
         return with_progress(batches(test, params.evaluation.batch_size, rows), len(rows), title)
 
-    compute = numerics.resolve(params.training.device, "fp32")
-    compute.place(network)
-    normalize.to(compute.device)
-    labels, expected = predict(network, normalize, shown("torch"), compute)
-    network.cpu()  # where it is exported
-    normalize.cpu()
+    labels, expected = predict_in_fp32(network, normalize, shown("torch"), params.training.device)
     parity.check_evaluated(EVALUATED / "predictions.csv", test, rows, expected, params.export.max_relative_error)
     with files.atomic(EXPORT) as folder:
         files.copy(CHECKPOINT, folder / "hf")

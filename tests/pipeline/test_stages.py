@@ -212,12 +212,12 @@ def exporter(project, trained, monkeypatch) -> None:
 def test_export_refuses_a_model_that_is_not_the_same(project, monkeypatch):
     before = files.sha256("models/export/model.onnx")
     real = predict
-    monkeypatch.setattr(export, "predict", lambda *a: (lambda y, p: (y, np.roll(p, 1, axis=1)))(*real(*a)))
+    monkeypatch.setattr(export, "predict_in_fp32", lambda *a: (lambda y, p: (y, np.roll(p, 1, axis=1)))(*real(*a)))
     with pytest.raises(
         UserError, match=r"predictions.csv is not of this checkpoint .*: run `dvc repro -f -s evaluate`"
     ):
         export.main()
-    monkeypatch.setattr(export, "predict", real)
+    monkeypatch.setattr(export, "predict_in_fp32", real)
     run_onnx = formats.run_onnx
     monkeypatch.setattr(formats, "run_onnx", lambda *a: np.roll(run_onnx(*a), 1, axis=1))
     with pytest.raises(UserError, match="the ONNX model agrees with torch on 0"):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from image_classifier.core.errors import UserError
+from image_classifier.model import numerics
 from image_classifier.model.numerics import Compute
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images uint8 [N, H, W, 3], labels int64 [N])
@@ -42,3 +43,18 @@ def predict(
     if not probabilities.isfinite().all():
         raise UserError("the network's outputs are NaN or infinite: train again with a lower training.learning_rate")
     return labels.numpy(), probabilities.numpy()
+
+
+def predict_in_fp32(
+    network: nn.Module, normalize: nn.Module, batches: Batches, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same in float32 on the device that training.device names; network and `normalize` are then on the CPU again.
+
+    Raises UserError: an output is NaN or infinite, or there is no such device.
+    """
+    compute = numerics.resolve(device, "fp32")
+    compute.place(network)
+    found = predict(network, normalize.to(compute.device), batches, compute)
+    network.cpu()
+    normalize.cpu()
+    return found
