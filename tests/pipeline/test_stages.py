@@ -25,7 +25,7 @@ from image_classifier.images.resize import Resize
 from image_classifier.images.shards import ShardReader
 from image_classifier.model import checkpoint, numerics
 from image_classifier.model.batches import batches
-from image_classifier.model.inference import predict
+from image_classifier.model.inference import predict_in_fp32
 from image_classifier.model.normalize import IMAGENET_MEAN, Normalize
 from image_classifier.preparation import decode, sources
 from image_classifier.reporting import report
@@ -211,7 +211,7 @@ def exporter(project, trained, monkeypatch) -> None:
 @pytest.mark.usefixtures("exporter")
 def test_export_refuses_a_model_that_is_not_the_same(project, monkeypatch):
     before = files.sha256("models/export/model.onnx")
-    real = predict
+    real = predict_in_fp32
     monkeypatch.setattr(export, "predict_in_fp32", lambda *a: (lambda y, p: (y, np.roll(p, 1, axis=1)))(*real(*a)))
     with pytest.raises(
         UserError, match=r"predictions.csv is not of this checkpoint .*: run `dvc repro -f -s evaluate`"
