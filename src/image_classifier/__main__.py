@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("ui", help="open MLflow on http://127.0.0.1:5000")
     verify = commands.add_parser("verify", help="run the committed state twice in two places and compare every byte")
     verify.add_argument("--record", action="store_true", help="write environment.json if the committed bytes came out")
+    verify.add_argument("--against", type=Path, metavar="FILE", help="say instead which tensor of a trace differs here")
+    trace = commands.add_parser("trace", help="write a hash of each tensor of a training, for another machine")
+    trace.add_argument("path", type=Path, metavar="FILE", help="where to, as JSON")
     commands.add_parser("audit", help="look the locked packages up in the list of known vulnerabilities")
     return parser
 

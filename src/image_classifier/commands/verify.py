@@ -4,10 +4,11 @@ The second run has another folder, time zone, locale and PYTHONHASHSEED. That th
 gate. Whether they also agree with the committed dvc.lock is reported: another processor or torch
 may round differently, and environment.json, which `--record` writes beside the lock once the bytes
 are the same, says what those bytes were made with.
+
+`--against FILE` says instead where this machine parts from one that wrote FILE with `image-classifier trace`.
 """
 
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -15,17 +16,19 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from image_classifier.core import config, files, provenance, runtime
+from image_classifier.commands.trace import Differs, deciding, environment, trace
+from image_classifier.core import config, files
 from image_classifier.core.errors import UserError
-from image_classifier.model import numerics
 
 ENVIRONMENT = Path("environment.json")
 # Python reads and writes text as ASCII there, where nothing else is said.
 ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONHASHSEED": "12345"}
 
 
-def main(record: bool) -> int:
+def main(record: bool, against: Path | None) -> int:
     """Run the pipeline twice, compare, and say what differs first; return 1 if the two runs differ."""
+    if against:
+        return compare(against)
     with tempfile.TemporaryDirectory() as folder:
         committed = Path(folder) / "committed"
         subprocess.run(["git", "clone", "-q", Path.cwd(), committed], check=True)
@@ -36,17 +39,44 @@ def main(record: bool) -> int:
             return 1
         print(f"verify: identical: {len(outs(first))} outs, made twice from nothing in two places")
         where = difference(outs(committed), outs(first))
-    here = environment()
+    here = environment(config.load())
     if where is None:
         print("verify: and identical to the committed dvc.lock")
         if record:
             files.write_json(ENVIRONMENT, here)
         return 0
     there = files.read_json(ENVIRONMENT, "") if ENVIRONMENT.is_file() else {}
-    changed = [f"{name}: {there.get(name)} there, {here[name]} here" for name in here if there.get(name) != here[name]]
     print(f"verify: the committed dvc.lock has other bytes, first in {where[0]}: {where[1]}")
-    print(f"verify: what differs: {'; '.join(changed) or 'nothing that environment.json knows of'}")
+    print(f"verify: what differs: {changes(there, here) or 'nothing that environment.json knows of'}")
     return 0
+
+
+def compare(path: Path) -> int:
+    """Train here as another machine did, up to the first tensor that differs, and name it; return 1 if there is one.
+
+    Raises UserError: `path` is no trace, or one of other params.
+    """
+    there = files.read_json(path, "write it with `image-classifier trace`")
+    if not isinstance(there, dict) or {"environment", "params", "tensors"} - set(there):
+        raise UserError(f"{path} is not a trace: write it with `image-classifier trace`")
+    params = config.load()
+    if differing := changes(there["params"], deciding(params)):
+        raise UserError(f"{path} was made with other params: {differing}")
+    here = environment(params)
+    known = changes(there["environment"], here) or "nothing that a trace knows of"
+    try:
+        count = len(trace(params, there["tensors"])["tensors"])
+    except Differs as first:
+        print(f"verify: differs first in {first}\nverify: of the two machines differ: {known}")
+        return 1
+    print(f"verify: the same {count} tensors as in {path}")
+    return 0
+
+
+def changes(there: dict[str, str], here: dict[str, str]) -> str:
+    """The facts that differ between two machines, or two params."""
+    names = [name for name in there | here if there.get(name) != here.get(name)]
+    return "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names)
 
 
 def rerun(clone: Path, surroundings: dict[str, str]) -> Path:
@@ -85,13 +115,3 @@ def file_that_differs(first: Path, second: Path) -> Path:
     names = sorted({path.relative_to(root) for root in (first, second) for path in root.rglob("*") if path.is_file()})
     sums = [{name: files.sha256(root / name) for name in names if (root / name).is_file()} for root in (first, second)]
     return next(first / name for name in names if sums[0].get(name) != sums[1].get(name))
-
-
-def environment() -> dict[str, str]:
-    """What may change the last digits: versions, processor, threads, precision."""
-    params = config.load()
-    runtime.configure(params.num_threads)
-    chosen = numerics.resolve(params.training.device, params.training.precision)
-    facts = provenance.environment()
-    kept = {name: value for name, value in facts.items() if name.startswith(("version.", "processor", "threads"))}
-    return kept | {"precision": f"{chosen.name} on {chosen.device}", "python": platform.python_version()}

@@ -1,0 +1,124 @@
+"""The trace of a training, and where another machine parts from it."""
+
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from image_classifier.commands import trace, verify
+from image_classifier.core import files
+from image_classifier.core.errors import UserError
+from image_classifier.training import trainer
+from tests.helpers.project import command
+
+TRACE = Path("trace.json")
+
+
+@pytest.fixture
+def traced(project, change) -> dict:
+    """What this machine computes, for others to compare with."""
+    change({"training": {"num_epochs": 2, "resolution_schedule": None}})
+    trace.main(TRACE)
+    return files.read_json(TRACE, "")
+
+
+def on_another_machine(monkeypatch, name: str, register: str) -> None:
+    """Let one layer of the network compute otherwise: its output, or what it hands back in the backward pass."""
+    build = trace.build_network
+
+    def built(*arguments):
+        network = build(*arguments)
+        layer = network.get_submodule(name)
+        if register == "forward":
+            layer.register_forward_hook(lambda _, __, output: output * (1 + 2**-20))
+        else:
+            layer.register_full_backward_hook(lambda _, inputs, __: (inputs[0] * (1 + 2**-20),))
+        return network
+
+    monkeypatch.setattr(trace, "build_network", built)
+
+
+def test_the_same_machine_computes_the_same(traced, project, capsys):
+    assert verify.main(record=False, against=TRACE) == 0
+    assert f"the same {len(traced['tensors'])} tensors as in trace.json" in capsys.readouterr().out
+    places = [where for where, _ in traced["tensors"]]
+    assert places[:3] == ["prepare, data/shards/train", "prepare, data/shards/val", "prepare, data/shards/test"]
+    assert places[-1] == "evaluate, probabilities on test"
+    for part in ("before the first step", "output of classifier (Linear)", "gradient of classifier.weight"):
+        assert any(part in where for where in places), part
+    outputs = [where for where in places if "output of" in where]
+    assert len(outputs) == len(set(outputs)), "a second step was watched"
+    assert {where.split(",")[1] for where in places if "after epoch" in where} == {" after epoch 1", " after epoch 2"}
+    assert not Path("models/checkpoint.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "register", "first"),
+    [
+        ("mobilevit.conv_stem.convolution", "forward", "output of mobilevit.conv_stem.convolution (Conv2d)"),
+        ("classifier", "forward", "output of classifier (Linear)"),
+        ("mobilevit.conv_1x1_exp.activation", "backward", "gradient of mobilevit.conv_1x1_exp.normalization"),
+    ],
+)
+def test_the_first_layer_that_computes_otherwise_is_named(traced, project, monkeypatch, capsys, name, register, first):
+    on_another_machine(monkeypatch, name, register)
+    assert verify.main(record=False, against=TRACE) == 1
+    assert f"differs first in train, epoch 1, step 1, {first}" in capsys.readouterr().out
+
+
+def test_a_later_epoch_and_other_machines_are_named(traced, project, monkeypatch, capsys):
+    real = trainer.Trainer._train_epoch
+
+    def train_epoch(self, epoch):
+        values = real(self, epoch)
+        if epoch == 1:
+            with torch.no_grad():
+                self.network.classifier.bias.mul_(1 + 2**-20)
+        return values
+
+    monkeypatch.setattr(trainer.Trainer, "_train_epoch", train_epoch)
+    files.write_json(TRACE, traced | {"environment": traced["environment"] | {"processor": "another one"}})
+    assert verify.main(record=False, against=TRACE) == 1
+    printed = capsys.readouterr().out
+    assert "differs first in train, after epoch 2, classifier.bias" in printed
+    assert "of the two machines differ: processor: another one there, " in printed
+
+
+def test_the_weights_and_the_data_come_before_the_training(traced, project, monkeypatch, capsys):
+    tensors = [
+        [where, "0" * 16 if where == "prepare, data/shards/val" else found] for where, found in traced["tensors"]
+    ]
+    files.write_json(TRACE, traced | {"tensors": tensors})
+    assert verify.main(record=False, against=TRACE) == 1
+    assert "differs first in prepare, data/shards/val\n" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_one_line(traced, project, change):
+    files.write_json(Path("other.json"), {"accuracy": 1})
+    Path("broken.json").write_text("{")
+    for name, message in (
+        ("missing.json", "missing.json"),
+        ("broken.json", "broken.json"),
+        ("other.json", "other.json is not a trace: write it with `image-classifier trace`"),
+    ):
+        with pytest.raises(UserError, match=message):
+            verify.main(record=False, against=Path(name))
+    change({"training": {"learning_rate": 0.02}, "seed": 1})
+    with pytest.raises(
+        UserError, match="other params: seed: 0 there, 1 here; training.learning_rate: 0.01 there, 0.02"
+    ):
+        verify.main(record=False, against=TRACE)
+    change({"training": {"use_compile": True}})
+    with pytest.raises(UserError, match="set training.use_compile to false"):
+        trace.main(TRACE)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets are those of x86-64")
+def test_another_instruction_set_is_another_machine(project, change):
+    change({"training": {"num_epochs": 1, "resolution_schedule": None}})
+    words = ("python", "-m", "image_classifier")
+    command(project, *words, "trace", "trace.json")
+    result = command(project, *words, "verify", "--against", "trace.json", ok=False, ONEDNN_MAX_CPU_ISA="SSE41")
+    assert result.returncode == 1, result.stderr
+    assert "differs first in train, epoch 1, step 1, output of mobilevit.conv_stem.convolution" in result.stdout
