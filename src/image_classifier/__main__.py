@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         "--int8", dest="backend", action="store_const", const="int8", help="compute in int8, where export.int8 is set"
     )
     compare = commands.add_parser("compare", help="say whether one model is better than another on the same images")
-    compare.add_argument("a", metavar="A", help="an experiment, a revision, or workspace")
-    compare.add_argument("b", metavar="B", help="another one")
+    compare.add_argument("a", metavar="A", help="an experiment, a revision, or workspace; or one per seed: A1,A2,A3")
+    compare.add_argument("b", metavar="B", help="what to compare with A: as many as A")
     commands.add_parser("summary", help="say what the last run gave, and what to type next")
     commands.add_parser("doctor", help="check that everything is fit to run, and say what to do if not")
     recipe = commands.add_parser("recipe", help="write a recipe into params.yaml")
@@ -46,10 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("promote", help="make the current model the champion of the registered model in MLflow")
     commands.add_parser("ui", help="open MLflow on http://127.0.0.1:5000")
     verify = commands.add_parser("verify", help="run the committed state twice in two places and compare every byte")
-    verify.add_argument("--record", action="store_true", help="write environment.json if the committed bytes came out")
-    verify.add_argument("--against", type=Path, metavar="FILE", help="say instead which tensor of a trace differs here")
-    trace = commands.add_parser("trace", help="write a hash of each tensor of a training, for another machine")
-    trace.add_argument("path", type=Path, metavar="FILE", help="where to, as JSON")
+    way = verify.add_mutually_exclusive_group()
+    way.add_argument("--record", action="store_true", help="write environment.json if the committed bytes came out")
+    way.add_argument(
+        "--against", type=Path, metavar="FILE", help="train here and name the first tensor that differs from a trace"
+    )
+    trace = commands.add_parser("trace", help="train in memory and write a hash of every tensor, to compare machines")
+    trace.add_argument("path", type=Path, metavar="FILE", help="the JSON file to write")
     commands.add_parser("audit", help="look the locked packages up in the list of known vulnerabilities")
     return parser
 

@@ -1,5 +1,6 @@
 """The paired comparison of two models."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -54,3 +55,68 @@ def test_the_interval_of_a_difference():
     low, high = compare.interval(0, 30, 300)
     assert 0.06 < low < 0.1 < high < 0.14
     assert compare.interval(0, 2, 2)[1] == 1
+
+
+def drawn(random: np.random.Generator, images: int, seeds: int, gain: float, between: float) -> np.ndarray:
+    """Gains of models whose true difference is `gain` in the mean, and differs by `between` from seed to seed."""
+    chance = gain + between * random.standard_normal(seeds) + 0.1 * random.standard_normal((images, 1))
+    return np.sign(chance) * (random.random((images, seeds)) < abs(chance))
+
+
+@pytest.mark.parametrize("between", [0.0, 0.005, 0.03])
+def test_nineteen_of_twenty_intervals_over_seeds_hold_the_difference(between):
+    random, held, tried = np.random.default_rng(0), 0, 400
+    for _ in range(tried):
+        low, high = compare.interval_over_seeds(drawn(random, 500, 4, 0.02, between))
+        held += low <= 0.02 <= high
+    assert 0.92 <= held / tried <= 0.99
+
+
+def test_the_interval_over_seeds_is_that_of_known_cases():
+    alike = np.repeat(drawn(np.random.default_rng(1), 1000, 1, 0.1, 0.0), 5, axis=1)
+    low, high = compare.interval_over_seeds(alike)  # five times the same model tell no more than one
+    assert high - low == pytest.approx(2 * 1.96 * alike[:, 0].std(ddof=1) / 1000**0.5, rel=1e-3)
+    apart = np.tile([0.0, 1.0], (1000, 1))  # all the spread is between two seeds: Student's t with one degree
+    low, high = compare.interval_over_seeds(apart)
+    assert (low, high) == pytest.approx((0.5 - 12.706 * 0.5, 0.5 + 12.706 * 0.5), rel=1e-3)
+
+
+@pytest.fixture
+def seeded(monkeypatch) -> dict[str, dict]:
+    """Params by model, for models that were trained with several seeds: `HEAD` and `workspace` stand for all."""
+    params = {
+        f"{model}-{seed}": {"seed": seed, "lr": rate} for model, rate in (("a", 1), ("b", 2)) for seed in range(3)
+    }
+    read = compare._predictions
+    monkeypatch.setattr(compare, "_params", params.__getitem__)
+    monkeypatch.setattr(compare, "_predictions", lambda model: read("HEAD" if model.startswith("a") else "workspace"))
+    return params
+
+
+def test_several_seeds_are_paired(project, seeded, monkeypatch, capsys):
+    """Each model of `b` gets ten more images right; where its third is the same as its partner, nothing is sure."""
+    rows = pd.read_csv(PREDICTIONS, dtype=str)
+    wrong = rows.index[rows["actual"] != rows["predicted"]]
+    rows.loc[wrong[:10], "predicted"] = rows.loc[wrong[:10], "actual"]
+    rows.to_csv(PREDICTIONS, index=False)
+    compare.main("a-0,a-1,a-2", "b-0, b-1, b-2")
+    text, gain = capsys.readouterr().out, 10 / len(rows)
+    assert f"{gain:+.4f}, 95% interval" in text and f"pairs       {gain:+.4f}, {gain:+.4f}, {gain:+.4f}" in text
+    assert "verdict     significant at the 5% level" in text and "lr: 1 -> 2" in text and "McNemar" not in text
+    read = compare._predictions
+    monkeypatch.setattr(compare, "_predictions", lambda model: read("a-2" if model == "b-2" else model))
+    compare.main("a-0,a-1,a-2", "b-0,b-1,b-2")
+    text = capsys.readouterr().out
+    assert f"{2 * gain / 3:+.4f}, 95% interval" in text
+    assert f"pairs       {gain:+.4f}, {gain:+.4f}, +0.0000" in text and "not significant at the 5% level" in text
+
+
+def test_models_that_are_no_seeds_of_one_recipe_are_refused(project, seeded):
+    for a, b, message in (
+        ("a-0,a-1", "b-0", "2 models against 1"),
+        ("a-0,a-1,", "b-0,b-1,", "a name is empty"),
+        ("a-0,a-0", "b-0,b-1", "a-0, a-0: a seed comes twice"),
+        ("a-0,b-1", "b-0,b-1", "a-0 and b-1 differ in lr: only the seed may differ"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare.main(a, b)

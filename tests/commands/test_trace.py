@@ -9,10 +9,11 @@ import torch
 from image_classifier.commands import trace, verify
 from image_classifier.core import files
 from image_classifier.core.errors import UserError
-from image_classifier.training import trainer
+from image_classifier.training import stepper, trainer
 from tests.helpers.project import command
 
 TRACE = Path("trace.json")
+WRITTEN = ("data", "models", "metrics", ".resume")  # by stages, and not by a trace
 
 
 @pytest.fixture
@@ -40,17 +41,23 @@ def on_another_machine(monkeypatch, name: str, register: str) -> None:
 
 
 def test_the_same_machine_computes_the_same(traced, project, capsys):
+    before = {path: path.stat().st_mtime_ns for folder in WRITTEN for path in Path(folder).rglob("*")}
     assert verify.main(record=False, against=TRACE) == 0
+    assert before == {path: path.stat().st_mtime_ns for folder in WRITTEN for path in Path(folder).rglob("*")}
     assert f"the same {len(traced['tensors'])} tensors as in trace.json" in capsys.readouterr().out
     places = [where for where, _ in traced["tensors"]]
     assert places[:3] == ["prepare, data/shards/train", "prepare, data/shards/val", "prepare, data/shards/test"]
     assert places[-1] == "evaluate, probabilities on test"
-    for part in ("before the first step", "output of classifier (Linear)", "gradient of classifier.weight"):
+    for part in (
+        "before the first step",
+        "input of the network",
+        "output of classifier (Linear)",
+        "gradient of classifier.weight",
+    ):
         assert any(part in where for where in places), part
     outputs = [where for where in places if "output of" in where]
     assert len(outputs) == len(set(outputs)), "a second step was watched"
     assert {where.split(",")[1] for where in places if "after epoch" in where} == {" after epoch 1", " after epoch 2"}
-    assert not Path("models/checkpoint.unfinished").exists()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +71,7 @@ def test_the_same_machine_computes_the_same(traced, project, capsys):
 def test_the_first_layer_that_computes_otherwise_is_named(traced, project, monkeypatch, capsys, name, register, first):
     on_another_machine(monkeypatch, name, register)
     assert verify.main(record=False, against=TRACE) == 1
-    assert f"differs first in train, epoch 1, step 1, {first}" in capsys.readouterr().out
+    assert f"first difference: train, epoch 1, step 1, {first}" in capsys.readouterr().out
 
 
 def test_a_later_epoch_and_other_machines_are_named(traced, project, monkeypatch, capsys):
@@ -81,37 +88,69 @@ def test_a_later_epoch_and_other_machines_are_named(traced, project, monkeypatch
     files.write_json(TRACE, traced | {"environment": traced["environment"] | {"processor": "another one"}})
     assert verify.main(record=False, against=TRACE) == 1
     printed = capsys.readouterr().out
-    assert "differs first in train, after epoch 2, classifier.bias" in printed
-    assert "of the two machines differ: processor: another one there, " in printed
+    assert "first difference: train, after epoch 2, classifier.bias" in printed
+    assert "the machines differ in: processor: another one there, " in printed
 
 
-def test_the_weights_and_the_data_come_before_the_training(traced, project, monkeypatch, capsys):
-    tensors = [
-        [where, "0" * 16 if where == "prepare, data/shards/val" else found] for where, found in traced["tensors"]
-    ]
+@pytest.mark.parametrize("place", ["prepare, data/shards/val", "train, before the first step, classifier.weight"])
+def test_the_data_and_the_weights_come_before_the_training(traced, project, capsys, place):
+    tensors = [[where, "0" * 16 if where == place else found] for where, found in traced["tensors"]]
     files.write_json(TRACE, traced | {"tensors": tensors})
     assert verify.main(record=False, against=TRACE) == 1
-    assert "differs first in prepare, data/shards/val\n" in capsys.readouterr().out
+    assert f"first difference: {place}\n" in capsys.readouterr().out
+
+
+def test_a_difference_in_the_images_is_not_blamed_on_a_layer(traced, project, monkeypatch, capsys):
+    monkeypatch.setattr(stepper, "augment", lambda images, *_: images.flip(0))
+    monkeypatch.setattr(stepper, "rescale", lambda images, _: images * (1 + 2**-20))
+    assert verify.main(record=False, against=TRACE) == 1
+    assert "first difference: train, epoch 1, step 1, input of the network" in capsys.readouterr().out
+
+
+def test_a_trace_of_another_length_is_not_the_same(traced, project, capsys):
+    tensors = traced["tensors"]
+    for changed, message in (
+        ([*tensors, ["extra", "0" * 16]], "extra, which is not computed here"),
+        (tensors[:-1], "evaluate, probabilities on test, where the trace has its end"),
+        (tensors[:1] + tensors[2:], "prepare, data/shards/val, where the trace has prepare, data/shards/test"),
+    ):
+        files.write_json(TRACE, traced | {"tensors": changed})
+        assert verify.main(record=False, against=TRACE) == 1
+        assert f"first difference: {message}\n" in capsys.readouterr().out
+
+
+def test_the_frozen_backbone_and_the_moving_average_are_looked_at(project, change, monkeypatch, capsys):
+    training = {"num_epochs": 1, "resolution_schedule": None, "fast_mode": True, "ema_decay": 0.9}
+    change({"model": {"freeze_backbone": True, "dropout": 0.0}, "training": training | {"batch_norm_images": None}})
+    trace.main(TRACE)
+    places = [where for where, _ in files.read_json(TRACE, "")["tensors"]]
+    assert any("moving average" in where for where in places)
+    assert "train, features of the frozen backbone on val" in places
+    on_another_machine(monkeypatch, "mobilevit.conv_stem.convolution", "forward")
+    assert verify.main(record=False, against=TRACE) == 1
+    assert "first difference: train, features of the frozen backbone on train\n" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_one_line(traced, project, change):
     files.write_json(Path("other.json"), {"accuracy": 1})
+    files.write_json(Path("odd.json"), {"environment": 1, "params": 1, "tensors": 1})
     Path("broken.json").write_text("{")
     for name, message in (
-        ("missing.json", "missing.json"),
-        ("broken.json", "broken.json"),
-        ("other.json", "other.json is not a trace: write it with `image-classifier trace`"),
+        ("missing.json", "missing.json is missing"),
+        ("broken.json", "broken.json is damaged"),
+        ("other.json", "other.json is not a trace: write one with `image-classifier trace`"),
+        ("odd.json", "odd.json is not a trace"),
     ):
         with pytest.raises(UserError, match=message):
             verify.main(record=False, against=Path(name))
+    with pytest.raises(UserError, match="models is a folder: name a file"):
+        trace.main(Path("models"))
+    assert Path("models/checkpoint").is_dir()
     change({"training": {"learning_rate": 0.02}, "seed": 1})
     with pytest.raises(
         UserError, match="other params: seed: 0 there, 1 here; training.learning_rate: 0.01 there, 0.02"
     ):
         verify.main(record=False, against=TRACE)
-    change({"training": {"use_compile": True}})
-    with pytest.raises(UserError, match="set training.use_compile to false"):
-        trace.main(TRACE)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's instruction sets are those of x86-64")
@@ -121,4 +160,5 @@ def test_another_instruction_set_is_another_machine(project, change):
     command(project, *words, "trace", "trace.json")
     result = command(project, *words, "verify", "--against", "trace.json", ok=False, ONEDNN_MAX_CPU_ISA="SSE41")
     assert result.returncode == 1, result.stderr
-    assert "differs first in train, epoch 1, step 1, output of mobilevit.conv_stem.convolution" in result.stdout
+    assert "the machines differ in: ONEDNN_MAX_CPU_ISA: None there, SSE41 here" in result.stdout
+    assert "first difference: train, epoch 1, step 1, output of mobilevit.conv_stem.convolution" in result.stdout

@@ -1,12 +1,13 @@
-"""`image-classifier trace`: what a training computes, tensor by tensor, to be compared with another machine.
+"""`image-classifier trace`: hash what a training computes, tensor by tensor, to compare two machines.
 
-The params and shards of the workspace are trained anew, in memory. A hash is kept of every layer's
-output and every gradient until the first step of the optimizer, of all weights after each epoch, and
-of the probabilities on test. `image-classifier verify --against` makes the same and names the first
-that differs.
+Trains the params and shards of the workspace in memory, in one process. It records a hash of every
+layer's output and every gradient up to the first optimizer step, of all weights after each epoch,
+and of the probabilities on test. `image-classifier verify --against` repeats this and names the
+first tensor that differs.
 """
 
 import hashlib
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -22,81 +23,115 @@ from image_classifier.images.shards import ShardReader
 from image_classifier.model import numerics
 from image_classifier.model.batches import batches
 from image_classifier.model.inference import predict_in_fp32, with_progress
-from image_classifier.training import features, resume
+from image_classifier.training import features
 from image_classifier.training.build import build_network, input_normalization
 from image_classifier.training.trainer import Trainer
 
 SPLITS = ("train", "val", "test")
+# Params that no tensor of a trace depends on, and the device, which `machine` names as what it came to.
+LEFT_OUT: dict[str, Any] = {"export": True, "mlflow": True, "training": {"device", "num_processes"}}
 Tensors = list[list[str]]  # [where it was computed, hash], in order
+Keep = Callable[[str, Tensor], None]  # called with where it was computed
 
 
 class Differs(Exception):
-    """The next tensor is not what the other machine has; its text says where it was computed."""
+    """A tensor is not what the other machine has; the text says where it was computed."""
 
 
 def main(path: Path) -> int:
-    """Write the trace of this machine; a file that was there is replaced."""
+    """Write the trace of this machine, replacing a file that is there.
+
+    Raises UserError: `path` is a folder.
+    """
+    if path.is_dir():  # which would be replaced with all that it holds
+        raise UserError(f"{path} is a folder: name a file, such as trace.json")
     files.write_json(path, found := trace(config.load()))
     print(f"trace: {path}: {len(found['tensors'])} tensors; elsewhere: image-classifier verify --against {path.name}")
     return 0
 
 
 def trace(params: config.Config, expected: Tensors | None = None) -> dict[str, Any]:
-    """What describes the machine, `environment`; the `params` that decide the model; and `tensors`.
+    """What describes the machine, `environment`; the `params` that decide the tensors; and `tensors`.
 
     Raises Differs: a tensor is not the `expected` one.
-    Raises UserError: there are no shards, or training.use_compile leaves no layers to look at.
+    Raises UserError: there are no shards, or the network is compiled, which hides its layers.
     """
-    if params.training.use_compile:
-        raise UserError("a compiled network shows no layers: set training.use_compile to false for a trace")
-    found = {"environment": environment(params), "params": deciding(params)}
-    compute = numerics.resolve(params.training.device, params.training.precision)
-    train, val, test = splits = [ShardReader(f"data/shards/{name}") for name in SPLITS]
+    found = {"environment": machine(params), "params": deciding(params)}
     tensors: Tensors = []
 
     def note(where: str, digest: str) -> None:
-        if expected is not None and expected[len(tensors) : len(tensors) + 1] != [[where, digest[:16]]]:
-            raise Differs(where)
+        if expected is not None:
+            there = expected[len(tensors)] if len(tensors) < len(expected) else ["its end", ""]
+            if there[0] != where:
+                raise Differs(f"{where}, where the trace has {there[0]}")
+            if there[1] != digest[:16]:
+                raise Differs(where)
         tensors.append([where, digest[:16]])
 
     def keep(where: str, tensor: Tensor) -> None:
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         note(where, hashlib.sha256(values.numpy().tobytes()).hexdigest())
 
+    splits = [ShardReader(f"data/shards/{name}") for name in SPLITS]
     for name, split in zip(SPLITS, splits, strict=True):
         note(f"prepare, data/shards/{name}", split.sha256)
-    network = build_network(params.model, train.class_names, train.resize.size, params.seed)
-    normalize = input_normalization(params.data.normalization, params.model)
-    parts = features.set_up(network, normalize, compute, params.training, train, val)
-    trainer = Trainer(*parts[:2], compute, params.training, params.seed, *parts[2:])
-    for name, tensor in trainer.network.state_dict().items():
-        keep(f"train, before the first step, {name}", tensor)
-    _watch_first_step(trainer, keep)
-    for epoch, _ in enumerate(trainer.epochs(), 1):
-        for name, tensor in trainer.network.state_dict().items():
-            keep(f"train, after epoch {epoch}, {name}", tensor)
-    shown = with_progress(batches(test, params.evaluation.batch_size), len(test), "test")
-    _, probabilities = predict_in_fp32(network, normalize, shown, params.training.device)
-    keep("evaluate, probabilities on test", torch.from_numpy(probabilities))
+    _compute(params, *splits, keep)
+    if expected is not None and len(expected) > len(tensors):
+        raise Differs(f"{expected[len(tensors)][0]}, which is not computed here")
     return found | {"tensors": tensors}
 
 
-def _watch_first_step(trainer: Trainer, keep: Callable[[str, Tensor], None]) -> None:
-    """Keep what each layer returns, and each gradient, until the optimizer has taken a step."""
+def _compute(params: config.Config, train: ShardReader, val: ShardReader, test: ShardReader, keep: Keep) -> None:
+    """Train and evaluate as the stages do, and hand each tensor to `keep`."""
+    compute = numerics.resolve(params.training.device, params.training.precision)
+    if params.training.use_compile and compute.device.type == "cuda":
+        raise UserError("training.use_compile = true hides the layers from a trace: set it to false")
+    network = build_network(params.model, train.class_names, train.resize.size, params.seed)
+    normalize = input_normalization(params.data.normalization, params.model)
+    _keep_all(keep, "train, before the first step", network)  # the backbone too, where a head alone is trained
+    parts = features.set_up(network, normalize, compute, params.training, train, val)
+    trainer = Trainer(*parts[:2], compute, params.training, params.seed, *parts[2:])
+    if trainer.network is not network:
+        for name, split in zip(SPLITS, parts[2:], strict=False):
+            keep(f"train, features of the frozen backbone on {name}", split.images[0])
+    _watch_first_step(trainer, keep)
+    for epoch, _ in enumerate(trainer.epochs(), 1):
+        _keep_all(keep, f"train, after epoch {epoch}", trainer.network)
+        if trainer.stepper.averaged is not None:
+            _keep_all(keep, f"train, after epoch {epoch}, moving average", trainer.stepper.averaged)
+    shown = with_progress(batches(test, params.evaluation.batch_size), len(test), "test")
+    _, probabilities = predict_in_fp32(network, normalize, shown, params.training.device)
+    keep("evaluate, probabilities on test", torch.from_numpy(probabilities))
+
+
+def _keep_all(keep: Keep, when: str, network: nn.Module) -> None:
+    for name, tensor in network.state_dict().items():
+        keep(f"{when}, {name}", tensor)
+
+
+def _watch_first_step(trainer: Trainer, keep: Keep) -> None:
+    """Keep what the network is given, what each layer returns, and each gradient, until the optimizer takes a step."""
     handles: list[Any] = []
+    step = "train, epoch 1, step 1"
+
+    def watch_input(_: nn.Module, __: tuple, inputs: dict[str, Any]) -> None:
+        keep(f"{step}, input of the network", inputs["pixel_values"])
+
+    def watch_output(name: str, layer: nn.Module) -> None:
+        where = f"{step}, output of {name} ({type(layer).__name__})"
+        hook = layer.register_forward_hook
+        handles.append(hook(lambda _, __, output: keep(where, output) if isinstance(output, Tensor) else None))
+
+    def watch_gradient(name: str, weight: nn.Parameter) -> None:
+        where = f"{step}, gradient of {name}"
+        handles.append(weight.register_post_accumulate_grad_hook(lambda weight: keep(where, weight.grad)))
 
     def stop(*_: Any) -> None:
         for handle in handles:
             handle.remove()
 
-    def watch_output(name: str, layer: nn.Module) -> None:
-        where = f"train, epoch 1, step 1, output of {name} ({type(layer).__name__})"
-        handles.append(layer.register_forward_hook(lambda _, __, output: keep(where, output)))
-
-    def watch_gradient(name: str, weight: nn.Parameter) -> None:
-        where = f"train, epoch 1, step 1, gradient of {name}"
-        handles.append(weight.register_post_accumulate_grad_hook(lambda weight: keep(where, weight.grad)))
-
+    # Without its input, a difference in augmentation or rescaling would be blamed on the first layer.
+    handles.append(trainer.network.register_forward_pre_hook(watch_input, with_kwargs=True))
     for name, layer in trainer.network.named_modules():
         if not any(layer.children()):
             watch_output(name, layer)
@@ -107,9 +142,18 @@ def _watch_first_step(trainer: Trainer, keep: Callable[[str, Tensor], None]) -> 
 
 
 def deciding(params: config.Config) -> dict[str, str]:
-    """The params that decide the model, such as `training.num_epochs`."""
-    values = pd.json_normalize(params.model_dump(mode="json", exclude=resume.NO_PART)).to_dict("records")[0]
+    """The params that decide the tensors, such as `training.num_epochs`."""
+    values = pd.json_normalize(params.model_dump(mode="json", exclude=LEFT_OUT)).to_dict("records")[0]
     return {str(name): str(value) for name, value in values.items()}
+
+
+def machine(params: config.Config) -> dict[str, str]:
+    """The environment, the commit, and the variables that choose instruction sets."""
+    variables = {name: os.environ[name] for name in runtime.PORTABLE if name in os.environ}
+    facts = provenance.environment()
+    return (
+        environment(params) | {name: facts[name] for name in ("git.commit", "git.dirty") if name in facts} | variables
+    )
 
 
 def environment(params: config.Config) -> dict[str, str]:

@@ -5,7 +5,7 @@ gate. Whether they also agree with the committed dvc.lock is reported: another p
 may round differently, and environment.json, which `--record` writes beside the lock once the bytes
 are the same, says what those bytes were made with.
 
-`--against FILE` says instead where this machine parts from one that wrote FILE with `image-classifier trace`.
+`--against FILE` trains here instead, and names the first tensor that differs from a trace made on another machine.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from image_classifier.commands.trace import Differs, deciding, environment, trace
+from image_classifier.commands.trace import Differs, deciding, environment, machine, trace
 from image_classifier.core import config, files
 from image_classifier.core.errors import UserError
 
@@ -54,20 +54,22 @@ def main(record: bool, against: Path | None) -> int:
 def compare(path: Path) -> int:
     """Train here as another machine did, up to the first tensor that differs, and name it; return 1 if there is one.
 
-    Raises UserError: `path` is no trace, or one of other params.
+    Raises UserError: `path` is not a trace, or was made with other params.
     """
-    there = files.read_json(path, "write it with `image-classifier trace`")
-    if not isinstance(there, dict) or {"environment", "params", "tensors"} - set(there):
-        raise UserError(f"{path} is not a trace: write it with `image-classifier trace`")
+    remedy = "write one with `image-classifier trace`"
+    there = files.read_json(path, remedy)
+    kinds = {"environment": dict, "params": dict, "tensors": list}
+    is_trace = isinstance(there, dict) and all(isinstance(there.get(name), kind) for name, kind in kinds.items())
+    if not is_trace or not all(isinstance(entry, list) and len(entry) == 2 for entry in there["tensors"]):
+        raise UserError(f"{path} is not a trace: {remedy}")
     params = config.load()
     if differing := changes(there["params"], deciding(params)):
         raise UserError(f"{path} was made with other params: {differing}")
-    here = environment(params)
-    known = changes(there["environment"], here) or "nothing that a trace knows of"
+    known = changes(there["environment"], machine(params)) or "none of the recorded facts"
     try:
         count = len(trace(params, there["tensors"])["tensors"])
     except Differs as first:
-        print(f"verify: differs first in {first}\nverify: of the two machines differ: {known}")
+        print(f"verify: first difference: {first}\nverify: the machines differ in: {known}")
         return 1
     print(f"verify: the same {count} tensors as in {path}")
     return 0
