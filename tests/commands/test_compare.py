@@ -76,9 +76,9 @@ def test_the_interval_over_seeds_is_that_of_known_cases():
     alike = np.repeat(drawn(np.random.default_rng(1), 1000, 1, 0.1, 0.0), 5, axis=1)
     low, high = compare.interval_over_seeds(alike)  # five times the same model tell no more than one
     assert high - low == pytest.approx(2 * 1.96 * alike[:, 0].std(ddof=1) / 1000**0.5, rel=1e-3)
-    apart = np.tile([0.0, 1.0], (1000, 1))  # all the spread is between two seeds: Student's t with one degree
+    apart = np.tile([0.0, 0.01], (1000, 1))  # all the spread is between two seeds: Student's t with one degree
     low, high = compare.interval_over_seeds(apart)
-    assert (low, high) == pytest.approx((0.5 - 12.706 * 0.5, 0.5 + 12.706 * 0.5), rel=1e-3)
+    assert (low, high) == pytest.approx((0.005 - 12.706 * 0.005, 0.005 + 12.706 * 0.005), rel=1e-3)
 
 
 @pytest.fixture

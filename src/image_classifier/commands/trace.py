@@ -75,14 +75,15 @@ def trace(params: config.Config, expected: Tensors | None = None) -> dict[str, A
     splits = [ShardReader(f"data/shards/{name}") for name in SPLITS]
     for name, split in zip(SPLITS, splits, strict=True):
         note(f"prepare, data/shards/{name}", split.sha256)
-    _compute(params, *splits, keep)
+    _compute(params, splits, keep)
     if expected is not None and len(expected) > len(tensors):
         raise Differs(f"{expected[len(tensors)][0]}, which is not computed here")
     return found | {"tensors": tensors}
 
 
-def _compute(params: config.Config, train: ShardReader, val: ShardReader, test: ShardReader, keep: Keep) -> None:
+def _compute(params: config.Config, splits: list[ShardReader], keep: Keep) -> None:
     """Train and evaluate as the stages do, and hand each tensor to `keep`."""
+    train, val, test = splits
     compute = numerics.resolve(params.training.device, params.training.precision)
     if params.training.use_compile and compute.device.type == "cuda":
         raise UserError("training.use_compile = true hides the layers from a trace: set it to false")
