@@ -58,7 +58,7 @@ def test_the_interval_of_a_difference():
 
 
 def drawn(random: np.random.Generator, images: int, seeds: int, gain: float, between: float) -> np.ndarray:
-    """Gains of models whose true difference is `gain` in the mean, and differs by `between` from seed to seed."""
+    """Gains of models whose true mean difference is `gain`, with standard deviation `between` over the seeds."""
     chance = gain + between * random.standard_normal(seeds) + 0.1 * random.standard_normal((images, 1))
     return np.sign(chance) * (random.random((images, seeds)) < abs(chance))
 
@@ -94,7 +94,7 @@ def seeded(monkeypatch) -> dict[str, dict]:
 
 
 def test_several_seeds_are_paired(project, seeded, monkeypatch, capsys):
-    """Each model of `b` gets ten more images right; where its third is the same as its partner, nothing is sure."""
+    """Each model of `b` gets ten more images right, then only two of the three do."""
     rows = pd.read_csv(PREDICTIONS, dtype=str)
     wrong = rows.index[rows["actual"] != rows["predicted"]]
     rows.loc[wrong[:10], "predicted"] = rows.loc[wrong[:10], "actual"]
@@ -111,7 +111,7 @@ def test_several_seeds_are_paired(project, seeded, monkeypatch, capsys):
     assert f"pairs       {gain:+.4f}, {gain:+.4f}, +0.0000" in text and "not significant at the 5% level" in text
 
 
-def test_models_that_are_no_seeds_of_one_recipe_are_refused(project, seeded):
+def test_models_that_differ_in_more_than_the_seed_are_refused(project, seeded):
     for a, b, message in (
         ("a-0,a-1", "b-0", "2 models against 1"),
         ("a-0,a-1,", "b-0,b-1,", "a name is empty"),

@@ -1,10 +1,12 @@
-"""The trace of a training, and where another machine parts from it."""
+"""The trace of a training, and the first tensor that differs on another machine."""
 
+import hashlib
 import platform
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from image_classifier.commands import trace, verify
 from image_classifier.core import files
@@ -25,7 +27,7 @@ def traced(project, change) -> dict:
 
 
 def on_another_machine(monkeypatch, name: str, register: str) -> None:
-    """Let one layer of the network compute otherwise: its output, or what it hands back in the backward pass."""
+    """Make one layer of the network round differently, in its output or in the gradient that it passes back."""
     build = trace.build_network
 
     def built(*arguments):
@@ -60,6 +62,15 @@ def test_the_same_machine_computes_the_same(traced, project, capsys):
     assert {where.split(",")[1] for where in places if "after epoch" in where} == {" after epoch 1", " after epoch 2"}
 
 
+def test_what_is_traced_is_the_training_of_the_stage(project):
+    trace.main(TRACE)
+    found = dict(files.read_json(TRACE, "")["tensors"])
+    best = files.read_json("metrics/train/metrics.json", "")["best_epoch"] + 1
+    for name, tensor in load_file("models/checkpoint/model.safetensors").items():
+        digest = hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+        assert found[f"train, after epoch {best}, {name}"] == digest[:16], name
+
+
 @pytest.mark.parametrize(
     ("name", "register", "first"),
     [
@@ -68,7 +79,7 @@ def test_the_same_machine_computes_the_same(traced, project, capsys):
         ("mobilevit.conv_1x1_exp.activation", "backward", "gradient of mobilevit.conv_1x1_exp.normalization"),
     ],
 )
-def test_the_first_layer_that_computes_otherwise_is_named(traced, project, monkeypatch, capsys, name, register, first):
+def test_the_first_layer_that_rounds_differently_is_named(traced, project, monkeypatch, capsys, name, register, first):
     on_another_machine(monkeypatch, name, register)
     assert verify.main(record=False, against=TRACE) == 1
     assert f"first difference: train, epoch 1, step 1, {first}" in capsys.readouterr().out
@@ -119,7 +130,7 @@ def test_a_trace_of_another_length_is_not_the_same(traced, project, capsys):
         assert f"first difference: {message}\n" in capsys.readouterr().out
 
 
-def test_the_frozen_backbone_and_the_moving_average_are_looked_at(project, change, monkeypatch, capsys):
+def test_the_frozen_backbone_and_the_moving_average_are_traced(project, change, monkeypatch, capsys):
     training = {"num_epochs": 1, "resolution_schedule": None, "fast_mode": True, "ema_decay": 0.9}
     change({"model": {"freeze_backbone": True, "dropout": 0.0}, "training": training | {"batch_norm_images": None}})
     trace.main(TRACE)

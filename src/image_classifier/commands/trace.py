@@ -28,7 +28,7 @@ from image_classifier.training.build import build_network, input_normalization
 from image_classifier.training.trainer import Trainer
 
 SPLITS = ("train", "val", "test")
-# Params that no tensor of a trace depends on, and the device, which `machine` names as what it came to.
+# Params that no tensor depends on; and the device, since `machine` records the one that was used.
 LEFT_OUT: dict[str, Any] = {"export": True, "mlflow": True, "training": {"device", "num_processes"}}
 Tensors = list[list[str]]  # [where it was computed, hash], in order
 Keep = Callable[[str, Tensor], None]  # called with where it was computed
@@ -45,8 +45,10 @@ def main(path: Path) -> int:
     """
     if path.is_dir():  # which would be replaced with all that it holds
         raise UserError(f"{path} is a folder: name a file, such as trace.json")
-    files.write_json(path, found := trace(config.load()))
-    print(f"trace: {path}: {len(found['tensors'])} tensors; elsewhere: image-classifier verify --against {path.name}")
+    found = trace(config.load())
+    files.write_json(path, found)
+    print(f"trace: {path}: {len(found['tensors'])} tensors")
+    print(f"on another machine: image-classifier verify --against {path.name}")
     return 0
 
 
@@ -150,11 +152,9 @@ def deciding(params: config.Config) -> dict[str, str]:
 
 def machine(params: config.Config) -> dict[str, str]:
     """The environment, the commit, and the variables that choose instruction sets."""
-    variables = {name: os.environ[name] for name in runtime.PORTABLE if name in os.environ}
-    facts = provenance.environment()
-    return (
-        environment(params) | {name: facts[name] for name in ("git.commit", "git.dirty") if name in facts} | variables
-    )
+    found = environment(params)  # which sets the variables where params.portable asks for them
+    commit = {name: value for name, value in provenance.environment().items() if name.startswith("git.")}
+    return found | commit | {name: os.environ[name] for name in runtime.PORTABLE if name in os.environ}
 
 
 def environment(params: config.Config) -> dict[str, str]:
