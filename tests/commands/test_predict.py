@@ -113,6 +113,14 @@ def test_a_table_of_another_kind_is_refused(images, tmp_path):
         classify(str(images), output=tmp_path / "predictions.xlsx")
 
 
+def test_a_folder_is_not_replaced_by_a_table(images, tmp_path):
+    (kept := tmp_path / "photos.csv/photo.png").parent.mkdir()
+    kept.touch()
+    with pytest.raises(UserError, match="photos.csv is a folder: name a file"):
+        classify(str(images), output=kept.parent)
+    assert kept.exists()
+
+
 @pytest.mark.parametrize("name", ["missing.png", "images"])
 def test_nothing_to_predict_is_an_error(project, monkeypatch, capsys, name):
     (project / "images").mkdir(exist_ok=True)
