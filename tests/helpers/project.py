@@ -108,6 +108,20 @@ def new_project(folder: Path) -> Path:
     return folder
 
 
+def queue_ended(project: Path, count: int) -> str:
+    """Wait for this many queued experiments, all of which must have succeeded; what `dvc queue status` says then."""
+
+    def ended() -> bool:
+        time.sleep(2)
+        said.append(command(project, "dvc", "queue", "status").stdout)
+        return said[-1].count("Success") + said[-1].count("Failed") == count
+
+    said: list[str] = []
+    wait_for(ended)
+    assert said[-1].count("Success") == count, said[-1]
+    return said[-1]
+
+
 TRIED: Counter[str] = Counter()  # malformed inputs, by what was given them
 KILLED: Counter[str] = Counter()  # whole pipelines, by the stage that was running
 

@@ -6,13 +6,9 @@ import os
 import platform
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -37,7 +33,8 @@ from image_classifier.training.timing import Stopwatch
 from image_classifier.training.tracker import TRAINING, TRAINING_TAG, Tracker
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, train
-from tests.helpers.project import HANGS, command, edit_params, wait_for
+from tests.helpers.project import HANGS, command, edit_params, queue_ended
+from tests.helpers.services import MlflowServer
 
 
 @pytest.fixture
@@ -256,47 +253,9 @@ def test_a_killed_export_leaves_no_run_running(project, monkeypatch):
 def server(tmp_path, monkeypatch):
     """Start a real MLflow server on one store, as often as it is asked to."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # seconds: on a busy machine it is slow, and not away
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    processes = []
-
-    def start() -> subprocess.Popen:
-        store = [
-            "--backend-store-uri",
-            f"sqlite:///{tmp_path / 'server.db'}",
-            "--artifacts-destination",
-            tmp_path / "kept",
-        ]
-        words = [
-            "mlflow",
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            address.rpartition(":")[2],
-            "--workers",
-            "1",
-            *store,
-        ]
-        processes.append(
-            subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        )
-        wait_for(healthy, processes[-1])
-
-    def healthy() -> bool:
-        with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=60):
-            return True
-        return False
-
-    def kill() -> None:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    yield address, start, kill
-    kill()
+    server = MlflowServer(f"sqlite:///{tmp_path / 'server.db'}", tmp_path / "kept")
+    yield server.address, server.start, server.kill
+    server.kill()
 
 
 @pytest.mark.parametrize("back_before_evaluate", [False, pytest.param(True, marks=pytest.mark.full)])
@@ -396,20 +355,6 @@ def test_another_person_can_read_the_run(trained, client):
         for item in [*client.list_artifacts(run.info.run_id), *client.list_artifacts(run.info.run_id, "evaluate")]
     }
     assert {"report.md", "evaluate/mistakes.png", "evaluate/predictions.csv"} <= logged
-
-
-def queue_ended(project: Path, count: int) -> str:
-    """Wait for this many queued experiments, all of which must have succeeded; what `dvc queue status` says then."""
-
-    def ended() -> bool:
-        time.sleep(2)
-        said.append(command(project, "dvc", "queue", "status").stdout)
-        return said[-1].count("Success") + said[-1].count("Failed") == count
-
-    said: list[str] = []
-    wait_for(ended)
-    assert said[-1].count("Success") == count, said[-1]
-    return said[-1]
 
 
 @pytest.mark.full
