@@ -22,12 +22,12 @@ class Resize:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return uint8 [size, size, 3]: height, width, RGB."""
-        return self.many([image])[0]
+        return self.many([image.tobytes()], image.size)[0]
 
-    def many(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images of one size, in one pass: uint8 [N, size, size, 3]."""
-        width, height = images[0].size
-        pixels = torch.frombuffer(bytearray().join(image.tobytes() for image in images), dtype=torch.uint8)
+    def many(self, images: Sequence[bytes], size: tuple[int, int]) -> Tensor:
+        """Resize RGB images of one size (width, height), given as their bytes; return uint8 [N, size, size, 3]."""
+        width, height = size
+        pixels = torch.frombuffer(bytearray().join(images), dtype=torch.uint8)
         pixels = pixels.view(len(images), height, width, 3).permute(0, 3, 1, 2)
         new_height = new_width = self.size
         if self.mode == "crop":

@@ -101,9 +101,14 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
         raise UnreadableImage(first_line(error)) from None
 
 
-def digest(image: Image.Image) -> bytes:
-    """SHA-256 of a decoded image's size and pixels: equal images, whatever their files."""
-    return hashlib.sha256(b"%dx%d" % image.size + image.tobytes()).digest()
+def digest(image: Image.Image, pixels: bytes | None = None) -> bytes:
+    """SHA-256 of a decoded image's size and pixels: equal images, whatever their files.
+
+    `pixels` is `image.tobytes()`, where the caller has it already.
+    """
+    found = hashlib.sha256(b"%dx%d" % image.size)
+    found.update(image.tobytes() if pixels is None else pixels)
+    return found.digest()
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -200,12 +200,13 @@ def decode_rows(resize: Resize, rows: Sequence[tuple[dict | None, int, str]]) ->
         except (decode.UnreadableImage, OSError) as error:
             found.error = getattr(error, "strerror", None) or str(error)
             continue
-        found.digest, found.peak = decode.digest(image), image.info.get(decode.PEAK)
+        pixels = image.tobytes()  # takes as long as resizing a photo, so it is called once
+        found.digest, found.peak = decode.digest(image, pixels), image.info.get(decode.PEAK)
         if image.width * image.height <= SMALL:
-            small[image.size].append((found, image))
+            small[image.size].append((found, pixels))
         else:
-            found.pixels = resize(image)
-    for group in small.values():
-        for (found, _), pixels in zip(group, resize.many([image for _, image in group]), strict=True):
-            found.pixels = pixels
+            found.pixels = resize.many([pixels], image.size)[0]
+    for size, group in small.items():
+        for (found, _), resized in zip(group, resize.many([pixels for _, pixels in group], size), strict=True):
+            found.pixels = resized
     return made
