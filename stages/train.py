@@ -51,7 +51,7 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
         with clock(SAVING), files.atomic(CHECKPOINT) as folder:
             checkpoint.save(folder, network, normalize, train.resize, params.model)
         log.finish(best := trainer.best["metrics"], files.sha256(CHECKPOINT / "model.safetensors"))
-        files.remove(state.folder)
+        state.forget()
     print(f"train: where the time went\n{clock.table()}")
     print(f"train: {CHECKPOINT}: epoch {best['best_epoch'] + 1}, val accuracy {best['val_accuracy']:.4f}; {took()}")
 

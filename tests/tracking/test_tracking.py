@@ -28,9 +28,9 @@ from image_classifier.export import register
 from image_classifier.export.register import add_model
 from image_classifier.tracking.model_run import add_to_model_run
 from image_classifier.tracking.server import connection
-from image_classifier.tracking.server.connection import MODEL_TAG
+from image_classifier.tracking.server.connection import MODEL_TAG, TRAINING, TRAINING_TAG
 from image_classifier.training.timing import Stopwatch
-from image_classifier.training.tracker import TRAINING, TRAINING_TAG, Tracker
+from image_classifier.training.tracker import Tracker
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, train
 from tests.helpers.project import HANGS, command, edit_params, queue_ended
@@ -200,6 +200,18 @@ def test_a_training_killed_just_before_its_end_goes_on_in_its_run(project, statu
     client.set_tag(first.run_id, MODEL_TAG, "0" * 64)
     client.set_terminated(first.run_id, status)
     assert tracker("first").run_id == first.run_id
+
+
+def test_a_dvc_killed_before_it_noted_that_train_ended_leads_to_no_second_run(project):
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    for expected in (2, 2):  # one is of the fixture
+        train.main()
+        assert len(runs(client)) == expected
+        assert not list(Path(".resume").glob("*/epoch-*"))
+    evaluate.main()
+    assert not list(Path(".resume").glob(f"*/{TRAINING}"))
+    train.main()  # as `dvc repro --force` would
+    assert len(runs(client)) == 3
 
 
 def test_a_run_has_its_tags_from_the_start(project, monkeypatch):

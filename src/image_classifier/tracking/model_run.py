@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from image_classifier.core import files
 from image_classifier.core.config import Mlflow
 from image_classifier.tracking.server import connection
-from image_classifier.tracking.server.connection import CHOSEN, MODEL_TAG, PATIENCE
+from image_classifier.tracking.server.connection import CHOSEN, MODEL_TAG, PATIENCE, TRAINING, TRAINING_TAG
 
 DESCRIPTION_TAG = "mlflow.note.content"
 
@@ -40,7 +40,8 @@ def claim_run(client: MlflowClient, experiment: str, sha256: str) -> Run:
     """The newest run of the model with these weights, tagged and finished; a new one if there is none.
 
     A training that lost its server could not tag its run, and left a note of it. The training is over, and so is its
-    run, whatever happens to the stage that adds to it.
+    run, whatever happens to the stage that adds to it. The id that the training left in .resume is removed: made once
+    more, it gets a run of its own.
     """
     with suppress(MlflowException, OSError):  # there is no note, or it is of another server
         client.set_tag(connection.note(sha256).read_text(), MODEL_TAG, sha256)
@@ -48,6 +49,11 @@ def claim_run(client: MlflowClient, experiment: str, sha256: str) -> Run:
     run = connection.newest(client, experiment, MODEL_TAG, sha256) or connection.new_run(client, experiment)
     client.set_tag(run.info.run_id, MODEL_TAG, sha256)
     client.set_terminated(run.info.run_id, "FINISHED")
+    for path in (files.repository() / ".resume").glob(f"*/{TRAINING}"):
+        with suppress(OSError):  # the training is being made once more, or it is another user's
+            if path.read_text() == run.data.tags.get(TRAINING_TAG):
+                with files.lock(path.with_name("lock")):
+                    files.remove(path.parent)
     return client.get_run(run.info.run_id)
 
 

@@ -37,7 +37,7 @@ def fingerprint(config: Config, compute: Compute, *data: ShardReader) -> str:
 
 
 class State:
-    """The state of one training; whoever works on it holds `lock`, and removes `folder` when the run is complete."""
+    """The state of one training in `folder`; whoever works on it holds `lock`."""
 
     def __init__(self, key: str):
         self.folder = files.repository().resolve() / ".resume" / key
@@ -69,6 +69,14 @@ class State:
             return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         except Exception as error:  # torch refuses pickles, and whatever is no archive of tensors
             raise UserError(f"{self.folder} holds no state of a training ({first_line(error)}): remove it") from None
+
+    def forget(self) -> None:
+        """Remove what was kept, and the lock: this training is over. The id of its MLflow run stays until evaluate.
+
+        DVC may be killed before it notes that train has ended; train, made once more, then goes on in its run.
+        """
+        for path in (*self._kept(), self.folder / "lock"):
+            path.unlink()
 
     def _read(self) -> bytes:
         """The last state; nothing if there is none, or if it is damaged, which is said."""

@@ -16,14 +16,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from image_classifier.core import files, tables
 from image_classifier.core.config import Config
 from image_classifier.tracking.server import connection
-from image_classifier.tracking.server.connection import DATA_TAG, EXPERIMENT_TAG, MODEL_TAG
+from image_classifier.tracking.server.connection import DATA_TAG, EXPERIMENT_TAG, MODEL_TAG, TRAINING, TRAINING_TAG
 from image_classifier.training.timing import TRACKING, Stopwatch
 
 # Facts that begin so describe the machine and the code: they go into one artifact, the others become tags.
 ENVIRONMENT = ("python", "platform", "processor", "threads", "deterministic", "git.", "version.")
 HEADLINE = ("best_epoch", "val_accuracy", "val_loss")  # of metrics.json
-TRAINING_TAG = "training.id"  # a random number, so that no user, host or path is told
-TRAINING = "mlflow-run"  # in the folder of a training's lock: the file that holds its id
 
 
 class Tracker(AbstractContextManager):

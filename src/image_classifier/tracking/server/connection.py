@@ -32,6 +32,8 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # or MLflow may op
 MODEL_TAG = "model.sha256"
 DATA_TAG = "data.sha256"  # of the index of the training shards
 EXPERIMENT_TAG = "dvc.experiment"
+TRAINING_TAG = "training.id"  # a random number, so that no user, host or path is told
+TRAINING = "mlflow-run"  # in the folder of a training in .resume: the file that holds its id
 UNFINISHED = "unfinished-runs"  # in .resume: the runs that lost their server, under the SHA-256 of the weights
 databases.MAX_RETRY_COUNT = 4  # to open a database: in a second, not in 100; no setting has it
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # tells every try
