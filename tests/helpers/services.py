@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import shutil
 import signal
 import socket
@@ -78,9 +79,9 @@ class S3(Server):
 
     def requests(self) -> list[str]:
         """The method and path of each request so far."""
-        return [
-            line.split('"')[1].rsplit(" ", 1)[0] for line in self.log.read_text().splitlines() if "HTTP/1.1" in line
-        ]
+        lines = self.log.read_text().splitlines()
+        plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines if "HTTP/1.1" in line]  # without colors
+        return [line.split('"')[1].rsplit(" ", 1)[0] for line in plain]
 
 
 def postgres_programs() -> Path | None:

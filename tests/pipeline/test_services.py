@@ -1,8 +1,8 @@
 """MLflow on PostgreSQL, its artifacts and DVC's remote in an S3 store: servers that run, and crash."""
 
-import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,12 +31,13 @@ def services(monkeypatch) -> Iterator[Services]:
     """MLflow with its runs in PostgreSQL and its artifacts in S3."""
     if (programs := postgres_programs()) is None:
         pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp())  # pytest's own may not be entered by the user that PostgreSQL runs as
-    folder.chmod(0o755)
-    (folder / "postgres").mkdir()
-    s3, postgres = S3(folder / "requests.log"), Postgres(programs, folder / "postgres")
-    server = MlflowServer(postgres.address, "s3://team/mlflow", **s3.access)
-    try:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as started:
+        Path(folder).chmod(0o755)  # for the user that PostgreSQL runs as, who may not enter pytest's own
+        Path(folder, "postgres").mkdir()
+        postgres, s3 = Postgres(programs, Path(folder, "postgres")), S3(Path(folder, "requests.log"))
+        server = MlflowServer(postgres.address, "s3://team/mlflow", **s3.access)
+        for end in (postgres.stop, s3.kill, server.kill):
+            started.callback(end)
         postgres.start()
         s3.start()
         s3.add_bucket("team")
@@ -44,11 +45,6 @@ def services(monkeypatch) -> Iterator[Services]:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")  # seconds: on a busy machine it is slow, and not away
         yield Services(server, postgres, s3)
-    finally:
-        server.kill()
-        s3.kill()
-        postgres.stop()
-        shutil.rmtree(folder)
 
 
 @pytest.mark.full
@@ -68,6 +64,7 @@ def test_a_team_loses_nothing_on_postgresql_and_s3(project, services, monkeypatc
     command(project, "dvc", "queue", "start", "-j", "4")
     # The database crashes and the server with it, while at least one experiment trains; then both come back.
     wait_for(lambda: any(run.data.metrics for run in runs()))
+    assert any(run.info.status == "RUNNING" for run in runs())
     services.mlflow.kill()
     services.postgres.stop()
     services.postgres.start()
@@ -98,11 +95,15 @@ def test_a_team_loses_nothing_on_postgresql_and_s3(project, services, monkeypatc
         command(tmp_path, "git", "clone", "-q", str(project), str(clone))
     said = command(bare, "dvc", "repro", "--pull", "--allow-missing").stdout
     assert UP_TO_DATE in said and "Running stage" not in said
-    fetched = [asked for asked in services.s3.requests()[before:] if asked.startswith("GET /team/dvc/files/")]
-    assert fetched == []  # nothing changed, so nothing is needed
+
+    def fetched() -> list[str]:
+        return [asked for asked in services.s3.requests()[before:] if asked.startswith("GET /team/dvc/files/")]
+
+    assert fetched() == []  # nothing changed, so nothing is needed
     edit_params(bare, {"evaluation": {"batch_size": 32}})  # evaluate needs test and the model, not train or val
     said = command(bare, "dvc", "repro", "--pull", "--allow-missing", "evaluate").stdout
     assert "Running stage 'evaluate'" in said and "Running stage 'train'" not in said
+    assert fetched()
     assert not (bare / "data/shards/train").exists() and (bare / "data/shards/test").is_dir()
     command(full, "dvc", "pull")
     assert UP_TO_DATE in command(full, "dvc", "repro").stdout

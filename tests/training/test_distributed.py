@@ -121,7 +121,7 @@ def test_a_process_that_dies_ends_the_run_and_it_goes_on_to_the_same_bytes(proje
     process = subprocess.Popen(words, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(Path(".resume").glob("*/epoch-*")), process)
     os.kill(worker(process.pid, rank=1), signal.SIGKILL)
-    _, errors = process.communicate(timeout=HANGS)  # gloo itself would wait for half an hour
+    _, errors = process.communicate(timeout=HANGS)  # gloo itself would wait as long as LOST_AFTER
     assert process.returncode == 1
     assert "error: process 1 of 2 was killed by signal 9" in errors and "Traceback" not in errors, errors
 

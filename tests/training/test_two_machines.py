@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,25 @@ import pytest
 from image_classifier.core import files
 from tests.helpers.project import HANGS, command, edit_params, wait_for
 
-# Waits for half a minute for a machine that says nothing, instead of ten.
+# Waits for two minutes for a machine that says nothing, and after the first epoch for the file `cut`.
 IMPATIENT = """
+import time
 from datetime import timedelta
+from pathlib import Path
 from image_classifier.core.entry import exit_with
 from image_classifier.training import distributed
+from image_classifier.training.trainer import Trainer
 from stages import train
-distributed.LOST_AFTER = timedelta(seconds=30)
+
+train_epoch = Trainer._train_epoch
+
+def held(trainer, epoch):
+    while epoch and not Path("cut").exists():
+        time.sleep(0.1)
+    return train_epoch(trainer, epoch)
+
+Trainer._train_epoch = held
+distributed.LOST_AFTER = timedelta(minutes=2)
 exit_with(train.main)
 """
 
@@ -27,8 +40,17 @@ class Machine:
 
     def __init__(self, *words: str):
         self.holder = subprocess.Popen([*words, "sleep", "inf"])
+        self.running: list[subprocess.Popen] = []
         own = os.readlink("/proc/self/ns/net")
         wait_for(lambda: os.readlink(f"/proc/{self.holder.pid}/ns/net") != own, self.holder)
+
+    def __enter__(self) -> "Machine":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in (*self.running, self.holder):
+            process.kill()
+            process.wait()
 
     @property
     def inside(self) -> list[str]:
@@ -46,34 +68,27 @@ def machines() -> Iterator[list[Machine]]:
     tried = subprocess.run(["unshare", "--map-root-user", "--net", "true"], capture_output=True, text=True)
     if tried.returncode or not shutil.which("ip"):
         pytest.skip(f"network namespaces cannot be made here: {tried.stderr.strip() or 'there is no ip'}")
-    first = Machine("unshare", "--map-root-user", "--net")
-    second = Machine(*first.inside, "unshare", "--net")
-    wait_for(lambda: len({os.readlink(f"/proc/{one.holder.pid}/ns/net") for one in (first, second)}) == 2)
-    first.ip("link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", str(second.holder.pid))
-    for number, machine in enumerate((first, second), 1):
-        machine.ip("address", "add", f"10.0.0.{number}/24", "dev", "wire")
-        for device in ("lo", "wire"):
-            machine.ip("link", "set", device, "up")
-    yield [first, second]
-    for machine in (second, first):
-        machine.holder.kill()
-        machine.holder.wait()
+    with ExitStack() as started:
+        first = started.enter_context(Machine("unshare", "--map-root-user", "--net"))
+        second = started.enter_context(Machine(*first.inside, "unshare", "--net"))
+        wait_for(lambda: len({os.readlink(f"/proc/{one.holder.pid}/ns/net") for one in (first, second)}) == 2)
+        first.ip("link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", str(second.holder.pid))
+        for number, machine in enumerate((first, second), 1):
+            machine.ip("address", "add", f"10.0.0.{number}/24", "dev", "wire")
+            for device in ("lo", "wire"):
+                machine.ip("link", "set", device, "up")
+        yield [first, second]
 
 
 def start(machines: list[Machine], folders: list[Path], *program: str) -> list[subprocess.Popen]:
     """Start the line of docs/scaling-out.md on each machine, with its own rank."""
     line = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "10.0.0.1", "--master-port", "29500"]
-    return [
-        subprocess.Popen(
-            [*machine.inside, "torchrun", *line, "--node-rank", str(rank), *program],
-            cwd=folder,
-            env={**os.environ, "GLOO_SOCKET_IFNAME": "wire"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, (machine, folder) in enumerate(zip(machines, folders, strict=True))
-    ]
+    for rank, (machine, folder) in enumerate(zip(machines, folders, strict=True)):
+        words = [*machine.inside, "torchrun", *line, "--node-rank", str(rank), *program]
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "wire"}
+        out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        machine.running.append(subprocess.Popen(words, cwd=folder, env=environment, **out))
+    return [machine.running[-1] for machine in machines]
 
 
 def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
@@ -99,6 +114,8 @@ def test_a_machine_that_is_cut_off_ends_the_run_and_it_goes_on_to_the_same_bytes
     processes = start(machines, folders, "-m", "stages.impatient")
     wait_for(lambda: list(Path(".resume").glob("*/epoch-*")), processes[0])
     machines[1].ip("link", "set", "wire", "down")
+    for folder in folders:
+        (folder / "cut").touch()
     for code, _, errors in ended(processes):
         assert code == 1
         lines = [line for line in errors.splitlines() if line.startswith("error:")]

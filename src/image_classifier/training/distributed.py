@@ -33,9 +33,9 @@ MEETING = "TRAINING_MEETING"  # in the environment: where the processes of one m
 # its message is the one to read. Meanwhile torchrun ends this one, which takes a while on a busy machine.
 SILENT = 30  # seconds
 LEAST = 32  # images of a batch that are worth a GPU of their own
-# How long a process waits for another that says nothing, such as one whose network was cut off: NCCL's default, a third
-# of gloo's. No process is ahead of another by more than what the first one logs and saves after an epoch.
-LOST_AFTER = timedelta(minutes=10)
+# How long a process waits for another that says nothing, such as one whose network was cut off: gloo's default. One
+# that computes the features of a frozen backbone on a slower machine, or logs to a slow server, is silent for minutes.
+LOST_AFTER = timedelta(minutes=30)
 # In the messages of the two backends when they wait for a process that is gone.
 LOST = ("gloo", "NCCL", "Connection", "connection", "pair closure", "Timed out")
 # Our own messages say what failed; torchrun's box of 30 lines around them would not add to it.
@@ -180,11 +180,11 @@ def joined(stage: str, device: torch.device) -> Iterator[Group]:
         group = Group(index, *(int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")))
         backend = "nccl" if device.type == "cuda" else "gloo"
         meeting = os.environ.get(MEETING, "env://")  # on several machines torchrun's own
-        dist.init_process_group(backend, meeting, LOST_AFTER, group.count, group.index)
-        if not group.first or device.type == "cuda":
-            # Python's own handler would wait for the answer of a process that is dead.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with _told_once(group):
+            dist.init_process_group(backend, meeting, LOST_AFTER, group.count, group.index)
+            if not group.first or device.type == "cuda":
+                # Python's own handler would wait for the answer of a process that is dead.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
             yield group
         dist.destroy_process_group()
 
