@@ -38,8 +38,9 @@ def main() -> None:
     """Run all in turn, each in its own process, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parquet", type=Path)
-    parser.add_argument("--growth", action="store_true", help="fewer images instead of a peer")
-    parser.add_argument("--hour", action="store_true", help="the peer on all images, beside cifar10-finetune-hour")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--growth", action="store_true", help="fewer images instead of a peer")
+    kinds.add_argument("--hour", action="store_true", help="the peer on all images, beside cifar10-finetune-hour")
     parser.add_argument("--peer", type=Path, metavar="CLONE", help=argparse.SUPPRESS)
     parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
     arguments = parser.parse_args()
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def prepare(clone: Path, count: int | None, epochs: int | None = None) -> int:
-    """Set the clone to these images and prepare them; null = all; return the number of epochs."""
+    """Prepare `count` training images in the clone, None = all; return its recipe's number of epochs."""
     yaml = YAML()
     params = yaml.load(clone / "params.yaml")
     params["data"]["source"], params["data"]["subset_size"] = "data/raw/cifar10", count

@@ -19,9 +19,9 @@ if __name__ == "__main__":
     if not torch.cuda.is_available():
         sys.exit("torch finds no CUDA device here")
     ways = {
-        "ours, bf16": lambda: ours("bf16", "cuda", STEPS),
-        "ours, bf16, compiled": lambda: ours("bf16", "cuda", STEPS, use_compile=True),
-        "ours, fp16": lambda: ours("fp16", "cuda", STEPS),
-        "Trainer, bf16, 8 workers": lambda: trainer(True, "cuda", STEPS, workers=8),
+        "ours, bf16": lambda: ours("bf16", "cuda", STEPS).rate(),
+        "ours, bf16, compiled": lambda: ours("bf16", "cuda", STEPS, use_compile=True).rate(),
+        "ours, fp16": lambda: ours("fp16", "cuda", STEPS).rate(),
+        "Trainer, bf16, 8 workers": lambda: trainer(True, "cuda", STEPS, workers=8).rate(),
     }
     pairs.main("Training on a GPU, 160 px, batch 128", "images/s", ways, ["torch", "transformers", "accelerate"])

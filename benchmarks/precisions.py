@@ -10,9 +10,9 @@ COLUMNS = pairs.columns("images/s", "Trainer")
 
 if __name__ == "__main__":
     ways = {
-        "ours in fp32": lambda: ours("fp32"),
-        "Trainer in bf16": lambda: trainer(bf16=True),
-        "Trainer": lambda: trainer(bf16=False),
+        "ours in fp32": lambda: ours("fp32").rate(),
+        "Trainer in bf16": lambda: trainer(bf16=True).rate(),
+        "Trainer": lambda: trainer(bf16=False).rate(),
     }
     packages = ["torch", "transformers", "accelerate"]
     pairs.main("Number formats of training on CPU, 160 px, batch 128", "images/s", ways, packages)

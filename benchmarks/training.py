@@ -10,6 +10,7 @@ against each other.
 import io
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import pairs
@@ -21,8 +22,37 @@ OUR_STEPS, TRAINER_STEPS = 6, 2  # counted; a step of the Trainer takes half a m
 SMALL = {"batch_size": 8, "steps": 32}
 
 
-def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, batch_size: int = BATCH_SIZE, **changes) -> float:
-    """Images per second of `engine.Trainer`, shards included; `changes` are of the training settings."""
+@dataclass
+class Pace:
+    """When steps ended, of which the first is not counted."""
+
+    batch_size: int
+    ends: list[tuple[float, float]] = field(default_factory=list)  # seconds on the clock, and of this process's CPUs
+
+    def mark(self) -> None:
+        """A step has ended."""
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    def per_image(self) -> tuple[float, float]:
+        """Seconds on the clock and CPU seconds."""
+        images = self.batch_size * (len(self.ends) - 1)
+        (start, cpu_start), (end, cpu_end) = self.ends[0], self.ends[-1]
+        return (end - start) / images, (cpu_end - cpu_start) / images
+
+    def rate(self) -> float:
+        """Images per second."""
+        return 1 / self.per_image()[0]
+
+
+def ours(
+    precision: str,
+    device: str = "cpu",
+    steps: int = OUR_STEPS,
+    batch_size: int = BATCH_SIZE,
+    model: str | None = None,
+    **changes,
+) -> Pace:
+    """The loop of this project, shards included; `model` is a model.name, `changes` are of the training settings."""
     import torch
 
     from image_classifier.core import config, runtime
@@ -40,25 +70,31 @@ def ours(precision: str, device: str = "cpu", steps: int = OUR_STEPS, batch_size
     with tempfile.TemporaryDirectory() as folder:
         write_made_shards(Path(folder) / "train", batch_size * (steps + 1), SIZE)
         train = ShardReader(Path(folder) / "train")
-        network = build_network(params.model, CLASSES, SIZE, seed=0)
-        normalize = input_normalization("imagenet", params.model)
+        settings = params.model.model_copy(update={"name": model or params.model.name})
+        network = build_network(settings, CLASSES, SIZE, seed=0)
+        normalize = input_normalization("imagenet", settings)
         chosen = numerics.resolve(device, precision)
         trainer = Trainer(network, normalize, chosen, training, 0, train, train)
         network.train()
-        ends = []
+        pace = Pace(batch_size)
         for step, (images, labels) in enumerate(batches(train, batch_size, shuffled(len(train), 0, 0))):
             loss, *_ = trainer.stepper.step(images, labels, step, SIZE)
             if device == "cuda" and step in (0, steps):
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
+            pace.mark()
         assert torch.isfinite(loss)
-    return batch_size * steps / (ends[-1] - ends[0])
+    return pace
 
 
 def trainer(
-    bf16: bool, device: str = "cpu", steps: int = TRAINER_STEPS, workers: int = 0, batch_size: int = BATCH_SIZE
-) -> float:
-    """Images per second of `transformers.Trainer`."""
+    bf16: bool,
+    device: str = "cpu",
+    steps: int = TRAINER_STEPS,
+    workers: int = 0,
+    batch_size: int = BATCH_SIZE,
+    model: str | None = None,
+) -> Pace:
+    """`transformers.Trainer` on the same network."""
     import torch
     from PIL import Image
     from torchvision import transforms
@@ -75,7 +111,7 @@ def trainer(
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    files = images(batch_size * (steps + 1))
+    files = images(batch_size * (steps + 2))  # its loader is a batch ahead, so that each counted step loads one
 
     class Images:
         def __len__(self) -> int:
@@ -85,17 +121,15 @@ def trainer(
             return {"pixel_values": transform(Image.open(io.BytesIO(files[number]))), "labels": number % 10}
 
     class Ends(TrainerCallback):
-        def __init__(self):
-            self.ends = []
-
-        def on_step_end(self, *_, **__) -> None:
-            if device == "cuda" and len(self.ends) in (0, steps):
+        def on_step_end(self, _, state, control, **__) -> None:
+            if device == "cuda" and len(pace.ends) in (0, steps):
                 torch.cuda.synchronize()
-            self.ends.append(time.perf_counter())
+            pace.mark()
+            control.should_training_stop = len(pace.ends) > steps
 
-    network = build_network(config.load(pairs.ROOT / "params.yaml").model, CLASSES, SIZE, seed=0)
+    pace, settings = Pace(batch_size), config.load(pairs.ROOT / "params.yaml").model
+    network = build_network(settings.model_copy(update={"name": model or settings.name}), CLASSES, SIZE, seed=0)
     network = network.to(memory_format=torch.contiguous_format)
-    ends = Ends()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -107,16 +141,16 @@ def trainer(
             bf16=bf16,
             dataloader_num_workers=workers,
         )
-        Trainer(model=network, args=arguments, train_dataset=Images(), callbacks=[ends]).train()
-    return batch_size * steps / (ends.ends[-1] - ends.ends[0])
+        Trainer(model=network, args=arguments, train_dataset=Images(), callbacks=[Ends()]).train()
+    return pace
 
 
 if __name__ == "__main__":
     ways = {
-        "ours": lambda: ours("auto"),
-        "ours, batch 8": lambda: ours("auto", **SMALL),
-        "Trainer, batch 8": lambda: trainer(bf16=False, **SMALL),
-        "Trainer": lambda: trainer(bf16=False),
+        "ours": lambda: ours("auto").rate(),
+        "ours, batch 8": lambda: ours("auto", **SMALL).rate(),
+        "Trainer, batch 8": lambda: trainer(bf16=False, **SMALL).rate(),
+        "Trainer": lambda: trainer(bf16=False).rate(),
     }
     pairs.main(
         "Training on CPU, 160 px, batch 128 where not said", "images/s", ways, ["torch", "transformers", "accelerate"]
