@@ -102,12 +102,9 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
 
 
 def digest(image: Image.Image, pixels: bytes | None = None) -> bytes:
-    """SHA-256 of a decoded image's size and pixels: equal images, whatever their files.
-
-    `pixels` is `image.tobytes()`, where the caller has it already.
-    """
-    found = hashlib.sha256(b"%dx%d" % image.size)
-    found.update(image.tobytes() if pixels is None else pixels)
+    """SHA-256 of a decoded image's size and pixels, its `tobytes()`: equal images, whatever their files."""
+    found = hashlib.sha256(b"%dx%d" % image.size)  # not one string with the pixels, which would copy them
+    found.update(pixels or image.tobytes())
     return found.digest()
 
 

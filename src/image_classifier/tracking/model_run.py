@@ -40,8 +40,7 @@ def claim_run(client: MlflowClient, experiment: str, sha256: str) -> Run:
     """The newest run of the model with these weights, tagged and finished; a new one if there is none.
 
     A training that lost its server could not tag its run, and left a note of it. The training is over, and so is its
-    run, whatever happens to the stage that adds to it. The id that the training left in .resume is removed: made once
-    more, it gets a run of its own.
+    run, whatever happens to the stage that adds to it. Its id in .resume goes: made once more, it gets a new run.
     """
     with suppress(MlflowException, OSError):  # there is no note, or it is of another server
         client.set_tag(connection.note(sha256).read_text(), MODEL_TAG, sha256)

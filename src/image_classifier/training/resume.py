@@ -71,10 +71,7 @@ class State:
             raise UserError(f"{self.folder} holds no state of a training ({first_line(error)}): remove it") from None
 
     def forget(self) -> None:
-        """Remove what was kept, and the lock: this training is over. The id of its MLflow run stays until evaluate.
-
-        DVC may be killed before it notes that train has ended; train, made once more, then goes on in its run.
-        """
+        """Remove what was kept; the MLflow run's id stays, should DVC be killed before it notes that train ended."""
         for path in (*self._kept(), self.folder / "lock"):
             path.unlink()
 
