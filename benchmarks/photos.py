@@ -8,6 +8,7 @@ whole of `preparation.write`: also hashing, resizing, screening and writing shar
 """
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from image_classifier.preparation.write import write_split
 
 COLUMNS = ("photos", "prepare, images/s", "decoder alone, images/s", "share", "peak memory of prepare, GiB")
 KINDS = {"12 megapixels": (4000, 3000, 400), "500 x 375": (500, 375, 2000)}  # width, height, number
+PHOTOS = Path("data/raw/photos")  # where prepare reads files from
 QUALITY, SIZE, ROUNDS = 90, 160, 3
 
 
@@ -36,7 +38,7 @@ def write_photos(folder: Path, width: int, height: int, count: int) -> None:
     """Write JPEG files of smooth colors with grain."""
     random = np.random.default_rng(0)
     grain = random.integers(-10, 11, (height, width, 1), dtype=np.int16)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for number in range(count):
         smooth = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((width, height))
         pixels = np.clip(np.asarray(smooth, dtype=np.int16) + grain, 0, 255).astype(np.uint8)
@@ -57,7 +59,8 @@ def prepare(paths: list[Path]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         screen = Screen(config.load(records.ROOT / "params.yaml").data)
-        write_split(Path(folder) / "train", "train", rows, Resize(SIZE, "stretch"), screen)
+        writer = write_split(Path(folder) / "train", "train", rows, Resize(SIZE, "stretch"), screen)
+        assert writer.counts.total() == len(paths)
         return len(paths) / (time.perf_counter() - start)
 
 
@@ -80,7 +83,7 @@ def main() -> None:
     """Run both ways on both kinds in turn, each in its own process, and print the table."""
     ways = {way.__name__: way for way in (decoder, prepare)}
     if sys.argv[1:] and sys.argv[1] in ways:
-        rate = ways[sys.argv[1]](sorted(Path(sys.argv[2]).iterdir()))
+        rate = ways[sys.argv[1]](sorted(PHOTOS.iterdir()))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB to GiB
         print(json.dumps({"rate": rate, "peak": peak}))
         return
@@ -88,10 +91,13 @@ def main() -> None:
     for kind, (width, height, count) in KINDS.items():
         measured: dict[str, list[dict]] = {way: [] for way in ways}
         with tempfile.TemporaryDirectory() as folder:
-            write_photos(Path(folder) / "photos", width, height, count)
+            write_photos(Path(folder) / PHOTOS, width, height, count)
             for way in [*ways] * ROUNDS:
-                command = [sys.executable, "-m", "benchmarks.photos", way, str(Path(folder) / "photos")]
-                output = subprocess.run(command, cwd=records.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+                command = [sys.executable, "-m", "benchmarks.photos", way]
+                environment = os.environ | {"PYTHONPATH": f"{records.ROOT}:{records.ROOT / 'src'}"}
+                output = subprocess.run(
+                    command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True
+                ).stdout
                 measured[way].append(json.loads(output.splitlines()[-1]))
         ours, alone = measured["prepare"], measured["decoder"]
         shares = [mine["rate"] / theirs["rate"] for mine, theirs in zip(ours, alone, strict=True)]
