@@ -108,6 +108,13 @@ def new_project(folder: Path) -> Path:
     return folder
 
 
+def start_queue(project: Path, jobs: int, **environment: str) -> None:
+    """Start queue workers. They keep its output open, so that whoever reads it waits until they end."""
+    words = ["dvc", "queue", "start", "--jobs", str(jobs)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(words, cwd=project, env={**os.environ, **environment}, check=True, timeout=HANGS, **quiet)
+
+
 def queue_ended(project: Path, count: int) -> str:
     """Wait for this many queued experiments, all of which must have succeeded; what `dvc queue status` says then."""
 

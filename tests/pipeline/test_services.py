@@ -10,10 +10,11 @@ import pytest
 from mlflow import MlflowClient
 
 from image_classifier.core import files
-from tests.helpers.project import command, edit_params, queue_ended, wait_for
+from tests.helpers.project import command, edit_params, queue_ended, start_queue, wait_for
 from tests.helpers.services import S3, MlflowServer, Postgres, postgres_programs
 
 UP_TO_DATE = "Data and pipelines are up to date."
+EPOCHS = 24  # so that training takes long enough to be interrupted
 RATES = ["2e-3", "3e-3", "4e-3", "5e-3"]
 
 
@@ -52,6 +53,7 @@ def test_a_team_loses_nothing_on_postgresql_and_s3(project, services, monkeypatc
     for name, value in services.s3.access.items():
         if name.startswith("AWS"):
             monkeypatch.setenv(name, value)
+    edit_params(project, {"training": {"num_epochs": EPOCHS}})
     command(project, "dvc", "remote", "add", "--default", "store", "s3://team/dvc")
     command(project, "git", "commit", "-qam", "remote")
     client = MlflowClient(services.mlflow.address)
@@ -61,9 +63,9 @@ def test_a_team_loses_nothing_on_postgresql_and_s3(project, services, monkeypatc
         return client.search_runs([experiment.experiment_id]) if experiment else []
 
     command(project, "dvc", "exp", "run", "--queue", "-S", f"training.learning_rate={','.join(RATES)}")
-    command(project, "dvc", "queue", "start", "-j", "4")
-    # The database crashes and the server with it, once the first experiment has logged; then both come back.
-    wait_for(lambda: any(run.data.metrics for run in runs()))
+    start_queue(project, jobs=4)
+    # The database crashes and the server with it, while an experiment trains; then both come back.
+    wait_for(lambda: any(run.data.metrics and run.info.status == "RUNNING" for run in runs()))
     services.mlflow.kill()
     services.postgres.stop()
     services.postgres.start()
@@ -80,7 +82,7 @@ def test_a_team_loses_nothing_on_postgresql_and_s3(project, services, monkeypatc
         (run,) = [run for run in runs() if run.data.tags.get("model.sha256") == weights]
         assert run.info.status == "FINISHED" and run.data.metrics["test_accuracy"] > 0
         points = client.get_metric_history(run.info.run_id, "val_loss")
-        assert sorted(point.step for point in points) == [0, 1, 2]
+        assert sorted(point.step for point in points) == list(range(EPOCHS))
         command(project, "git", "reset", "-q", "--hard")
     trained = {run.data.params["training.learning_rate"] for run in runs() if "model.sha256" in run.data.tags}
     assert trained == {str(float(rate)) for rate in RATES}

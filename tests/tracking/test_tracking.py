@@ -33,7 +33,7 @@ from image_classifier.training.timing import Stopwatch
 from image_classifier.training.tracker import Tracker
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, train
-from tests.helpers.project import HANGS, command, edit_params, queue_ended
+from tests.helpers.project import HANGS, command, edit_params, queue_ended, start_queue
 from tests.helpers.services import MlflowServer
 
 
@@ -374,7 +374,7 @@ def test_two_queue_workers_make_one_store_in_the_repository(project):
     for path in project.glob("mlflow.db*"):
         path.unlink()
     command(project, "dvc", "exp", "run", "--queue", "-S", "training.learning_rate=2e-3,3e-3")
-    command(project, "dvc", "queue", "start", "-j", "2")
+    start_queue(project, 2)
     status = queue_ended(project, 2)
     command(project, "dvc", "queue", "stop", ok=False)
     found = runs(MlflowClient(f"sqlite:///{project / 'mlflow.db'}"))
@@ -391,7 +391,7 @@ def test_four_queued_experiments_share_a_server(project, server):
     rates = ["1e-3", "2e-3", "3e-3", "4e-3"]
     command(project, "dvc", "exp", "run", "--queue", "-S", f"training.learning_rate={','.join(rates)}")
     # Workers have the environment of `queue start`, not that of `exp run --queue`.
-    command(project, "dvc", "queue", "start", "-j", "2", MLFLOW_TRACKING_URI=address)
+    start_queue(project, 2, MLFLOW_TRACKING_URI=address)
     queue_ended(project, len(rates))
     command(project, "dvc", "queue", "stop", ok=False)
     found = runs(MlflowClient(address))

@@ -41,8 +41,6 @@ class Machine:
     def __init__(self, *words: str):
         self.holder = subprocess.Popen([*words, "sleep", "inf"])
         self.running: list[subprocess.Popen] = []
-        own = os.readlink("/proc/self/ns/net")
-        wait_for(lambda: os.readlink(f"/proc/{self.holder.pid}/ns/net") != own, self.holder)
 
     def __enter__(self) -> "Machine":
         return self
@@ -57,6 +55,10 @@ class Machine:
         """What a command starts with to run there."""
         return ["nsenter", f"--target={self.holder.pid}", "--user", "--net", "--preserve-credentials"]
 
+    def network(self) -> str:
+        """What tells its network from others."""
+        return os.readlink(f"/proc/{self.holder.pid}/ns/net")
+
     def ip(self, *words: str) -> None:
         """Change its network."""
         command(Path.cwd(), *self.inside, "ip", *words)
@@ -70,8 +72,10 @@ def machines() -> Iterator[list[Machine]]:
         pytest.skip(f"network namespaces cannot be made here: {tried.stderr.strip() or 'there is no ip'}")
     with ExitStack() as started:
         first = started.enter_context(Machine("unshare", "--map-root-user", "--net"))
+        wait_for(lambda: first.network() != os.readlink("/proc/self/ns/net"), first.holder)
         second = started.enter_context(Machine(*first.inside, "unshare", "--net"))
-        wait_for(lambda: len({os.readlink(f"/proc/{one.holder.pid}/ns/net") for one in (first, second)}) == 2)
+        own = first.network(), os.readlink("/proc/self/ns/net")
+        wait_for(lambda: second.network() not in own, second.holder)
         first.ip("link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", str(second.holder.pid))
         for number, machine in enumerate((first, second), 1):
             machine.ip("address", "add", f"10.0.0.{number}/24", "dev", "wire")
