@@ -6,7 +6,6 @@ The Trainer runs on a plain torchvision transform, with its defaults, once in fp
 the same networks from the same seeds, the same images. Every network, precision and side has a process of its own.
 """
 
-import argparse
 import json
 import resource
 import statistics
@@ -36,10 +35,7 @@ COLUMNS = (
 def main() -> None:
     """Run all in turn, and print the table; with the name of a way, measure that one alone."""
     ways = [f"{network}, {precision}, {side}" for network in NETWORKS for precision in PRECISIONS for side in SIDES]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("way", nargs="?", choices=ways, help="measure one way, in this process")
-    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
-    arguments = parser.parse_args()
+    arguments = pairs.parsed(__doc__, ways)
     if arguments.way:
         print(json.dumps(measure(*arguments.way.split(", "))))
         return
@@ -77,14 +73,9 @@ def row(size: str, mine: list[dict], theirs: list[dict]) -> list[str]:
     ratios = [a[size]["rate"] / b[size]["rate"] for a, b in zip(mine, theirs, strict=True)]
     times = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     rates = [f"{median(runs, 'rate'):.1f}" for runs in (mine, theirs)]
-    peaks, seconds = ([median(runs, what) for runs in (mine, theirs)] for what in ("peak", "cpu"))
-    return [
-        size,
-        *rates,
-        times,
-        " and ".join(f"{peak:.1f}" for peak in peaks),
-        " and ".join(f"{100 * s:.1f}" for s in seconds),
-    ]
+    peaks = " and ".join(f"{median(runs, 'peak'):.1f}" for runs in (mine, theirs))
+    seconds = " and ".join(f"{100 * median(runs, 'cpu'):.1f}" for runs in (mine, theirs))
+    return [size, *rates, times, peaks, seconds]
 
 
 if __name__ == "__main__":

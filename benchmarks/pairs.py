@@ -6,7 +6,7 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from benchmarks import records
@@ -15,17 +15,22 @@ from benchmarks.records import ROOT
 Measurement = Callable[[], float]
 
 
+def parsed(description: str, ways: Collection[str]) -> argparse.Namespace:
+    """The command line of a benchmark: no argument runs it; the name of a way measures that one alone."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", nargs="?", choices=list(ways), help="measure one way, in this process")
+    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
+    return parser.parse_args()
+
+
 def main(title: str, unit: str, ways: dict[str, Measurement], packages: Sequence[str], pairs: int = 3) -> None:
-    """The command line of a benchmark: no argument runs it; the name of a way measures that one alone.
+    """Measure all ways in turn, and print the table.
 
     Args:
         unit: of what a way returns; more is better. Each way is compared with the last, the peer.
         packages: whose versions matter.
     """
-    parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("way", nargs="?", choices=list(ways), help="measure one way, in this process")
-    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
-    arguments = parser.parse_args()
+    arguments = parsed(title, ways)
     if arguments.way:
         rate = ways[arguments.way]()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB to GiB

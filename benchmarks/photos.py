@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks import records
+from benchmarks import pairs, records
 from benchmarks.images import CLASSES
 from image_classifier.core import config, runtime
 from image_classifier.images.resize import Resize
@@ -82,8 +82,9 @@ def decoder(paths: list[Path]) -> float:
 def main() -> None:
     """Run both ways on both kinds in turn, each in its own process, and print the table."""
     ways = {way.__name__: way for way in (decoder, prepare)}
-    if sys.argv[1:] and sys.argv[1] in ways:
-        rate = ways[sys.argv[1]](sorted(PHOTOS.iterdir()))
+    arguments = pairs.parsed(__doc__, ways)
+    if arguments.way:
+        rate = ways[arguments.way](sorted(PHOTOS.iterdir()))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB to GiB
         print(json.dumps({"rate": rate, "peak": peak}))
         return
@@ -104,7 +105,7 @@ def main() -> None:
         rates = [f"{statistics.median(run['rate'] for run in runs):,.4g}" for runs in (ours, alone)]
         share = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
         rows.append([f"{count:,} JPEG, {kind}", *rates, share, f"{max(run['peak'] for run in ours):.1f}"])
-    name = "photos" if "--record" in sys.argv else None
+    name = "photos" if arguments.record else None
     records.publish(name, "Preparing photos", "python -m benchmarks.photos", ["torch", "pillow"], COLUMNS, rows)
 
 

@@ -8,7 +8,6 @@ whole steps, the optimizer included. The peaks are those of
 a product of 2,048 x 2,048 matrices and of a copy of 256 MB, on all cores.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -59,10 +58,7 @@ class Moved(TorchDispatchMode):
 def main() -> None:
     """Run all in turn, and print the table; with the name of a way, measure that one alone."""
     ways = [f"{network}, {precision}" for network in NETWORKS for precision in PRECISIONS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("way", nargs="?", choices=ways, help="measure one way, in this process")
-    parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
-    arguments = parser.parse_args()
+    arguments = pairs.parsed(__doc__, ways)
     if arguments.way:
         print(json.dumps(measure(*arguments.way.split(", "))))
         return
