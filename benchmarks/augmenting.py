@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import pairs
-from image_classifier.core import runtime
-from image_classifier.core.config import Augmentation
+from image_classifier.core import config, runtime
 
 COLUMNS = pairs.columns("images/s", "torchvision")
 COUNT, BATCH_SIZE, SIZE, PASSES, PADDING = 512, 32, 160, 5, 0.125
@@ -33,8 +32,8 @@ def batch() -> float:
     from image_classifier.training.augment import augment, draw
 
     runtime.configure(None)
-    off = {"rotation": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0, "random_resized_crop": None}
-    settings = Augmentation(horizontal_flip=True, crop_padding=PADDING, trivial_augment=True, **off)
+    off = config.load(pairs.ROOT / "params.yaml").training.augmentation
+    settings = off.model_copy(update={"horizontal_flip": True, "crop_padding": PADDING, "trivial_augment": True})
     whole = images()
     for epoch in range(PASSES):
         start = time.perf_counter()

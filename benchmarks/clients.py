@@ -55,8 +55,8 @@ def ten_lines(images: np.ndarray) -> list[tuple[str, float]]:
         script.write_text(lines)
         for image in images:
             Image.fromarray(image).save(Path(folder) / "image.png")
-            words = {"cwd": folder, "check": True, "capture_output": True, "text": True}
-            name, probability = subprocess.run([python, script], **words).stdout.rsplit(maxsplit=1)
+            printed = subprocess.run([python, script], cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+            name, probability = printed.rsplit(maxsplit=1)
             found.append((name, float(probability)))
     return found
 

@@ -44,13 +44,13 @@ def pil() -> float:
     import io
 
     from PIL import Image
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
     steps = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     transform, files = transforms.Compose(steps), images(COUNT)
 
-    class Images:
+    class Images(Dataset):
         def __len__(self) -> int:
             return COUNT
 

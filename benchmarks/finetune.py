@@ -39,7 +39,7 @@ COMMON = {
 FIRST = {"data": {"source": "data/raw/first", "subset_size": 10_000}, "training": {"num_epochs": 5}}
 SECOND = {"data": {"source": "data/raw/second", "subset_size": 2_000}, "training": {"num_epochs": 5}}
 
-FROZEN = {
+FROZEN: dict[str, dict[str, object]] = {
     ", all of it": {"freeze_backbone": False},
     ", head alone": {"freeze_backbone": True, "unfreeze_blocks": 0},
     ", head and last two blocks": {"freeze_backbone": True, "unfreeze_blocks": 2},
@@ -61,7 +61,7 @@ def main() -> None:
         _run(clone, FIRST, {"pretrained": False})
         shutil.move(clone / "models/checkpoint", clone / "models/pretrained/first")
         found = {"from scratch": _run(clone, SECOND, {"pretrained": False})}
-        known = {"pretrained": True, "name": "models/pretrained/first"}
+        known: dict[str, object] = {"pretrained": True, "name": "models/pretrained/first"}
         for name, frozen in FROZEN.items():
             found[f"fine-tuned{name}"] = _run(clone, SECOND, known | frozen)
     rows = [
@@ -69,8 +69,8 @@ def main() -> None:
     ]
     title = "Half of the classes teach a model that then learns the other half"
     command = "python -m benchmarks.finetune PARQUET_FOLDER"
-    name, note = "finetune" if arguments.record else None, "MobileViT-Small, 5 epochs at 64 px each, one seed."
-    records.publish(name, title, command, ["torch", "transformers"], COLUMNS, rows, note)
+    kept, note = "finetune" if arguments.record else None, "MobileViT-Small, 5 epochs at 64 px each, one seed."
+    records.publish(kept, title, command, ["torch", "transformers"], COLUMNS, rows, note)
 
 
 def _write_half(images: Path, folder: Path, classes: list[int]) -> None:

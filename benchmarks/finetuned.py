@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
@@ -124,10 +125,10 @@ def trainer(clone: Path, seconds: int) -> list[str]:
     from image_classifier.training.build import build_network, input_normalization
 
     class Stop(TrainerCallback):
-        def on_train_begin(self, *_, **__) -> None:
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.start = time.perf_counter()
 
-        def on_step_end(self, _, state, control, **__) -> None:
+        def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
             self.seconds = time.perf_counter() - self.start
             control.should_training_stop = self.seconds > seconds
 

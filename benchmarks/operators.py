@@ -9,7 +9,7 @@ profiler makes small operators seem longer than they are, and Python's time betw
 import argparse
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -75,9 +75,9 @@ def main() -> None:
     records.publish(name, title, "python -m benchmarks.operators", ["torch", "transformers"], COLUMNS, rows, note)
 
 
-def grouped(times: dict[str, float]) -> Counter[str]:
+def grouped(times: dict[str, float]) -> dict[str, float]:
     """The share of each group in all time."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for operator, spent in times.items():
         group = next((group for group, parts in GROUPS.items() if any(part in operator for part in parts)), OTHERS)
         found[group] += spent / sum(times.values())

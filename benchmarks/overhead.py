@@ -5,7 +5,6 @@ python -m benchmarks.overhead    # in an up-to-date workspace: run `dvc repro` f
 
 import argparse
 import os
-import re
 import socket
 import statistics
 import subprocess
@@ -155,8 +154,7 @@ def memory(shards: int) -> float:
         reader = ShardReader(Path(folder) / "train")
         for images, _ in batches(reader, 128, shuffled(len(reader), 0, 0)):
             normalize(images)
-            status = Path("/proc/self/status").read_text()
-            peak = max(peak, int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024)
+            peak = max(peak, pairs.own_memory())
     return peak
 
 

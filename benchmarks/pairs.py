@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -40,6 +41,12 @@ def main(title: str, unit: str, ways: dict[str, Measurement], packages: Sequence
     rows = _rows(in_turn(module, list(ways), pairs))
     name = module if arguments.record else None
     records.publish(name, title, f"python -m benchmarks.{module}", packages, columns(unit, list(ways)[-1]), rows)
+
+
+def own_memory() -> float:
+    """MiB of this process's own memory, without the page cache."""
+    (size,) = re.findall(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(size) / 1024
 
 
 def columns(unit: str, peer: str) -> tuple[str, ...]:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from benchmarks import pairs
 from benchmarks.images import CLASSES, write_made_shards
+from image_classifier.training.distributed import Group
 
 COLUMNS = pairs.columns("images/s", "one process")
 BATCH_SIZE, SIZE, STEPS = 64, 160, 6  # steps that are counted, after a first one
 PROCESSES = 2
 
 
-def measure(group) -> float:
+def measure(group: Group) -> float:
     """Images per second of all processes together."""
     import torch
 
@@ -57,8 +58,6 @@ def measure(group) -> float:
 
 def alone() -> float:
     """In this process, on all cores."""
-    from image_classifier.training.distributed import Group
-
     return measure(Group())
 
 
@@ -76,7 +75,7 @@ def worker() -> None:
 
     from image_classifier.training import distributed
 
-    with distributed.joined(torch.device("cpu")) as group:
+    with distributed.joined("parallel", torch.device("cpu")) as group:
         rate = measure(group)
         print(json.dumps(rate))
 

@@ -11,6 +11,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -31,10 +32,10 @@ COLUMNS = ("minutes of training", "images seen", "test accuracy", "of")
 class Stop(TrainerCallback):
     """End the training when its time is up."""
 
-    def on_train_begin(self, *_, **__) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.start = time.perf_counter()
 
-    def on_step_end(self, _, state, control, **__) -> None:
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         self.steps, self.seconds = state.global_step, time.perf_counter() - self.start
         control.should_training_stop = self.seconds > SECONDS
 

@@ -39,6 +39,7 @@ def threads() -> float:
     def make(start: int) -> None:
         rows = [({"bytes": data, "path": None}, 0, "") for data in files[start : start + TASK_SIZE]]
         for number, found in enumerate(decode_rows(resize, rows)):
+            assert found.pixels is not None
             made[start + number] = found.pixels
 
     with ThreadPoolExecutor(WORKERS) as pool:

@@ -43,8 +43,8 @@ def main() -> None:
         for seed in range(SEEDS):
             for name in SCHEDULES:
                 print(f"resolution: {name}, seed {seed}", file=sys.stderr)
-                command = [sys.executable, "-m", "benchmarks.resolution", folder, "--one", name, str(seed)]
-                output = subprocess.run(command, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+                words = [sys.executable, "-m", "benchmarks.resolution", folder, "--one", name, str(seed)]
+                output = subprocess.run(words, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
                 results[name].append(json.loads(output.splitlines()[-1]))
     rows = []
     for name, runs in results.items():
@@ -56,12 +56,14 @@ def main() -> None:
     note = f"{SECONDS} s of training each; {TRAIN:,} training and {TEST:,} test images."
     title = "A resolution schedule against constant 160 px, in the same time"
     command = "python -m benchmarks.resolution PARQUET_FOLDER"
-    name = "resolution" if arguments.record else None
-    records.publish(name, title, command, ["torch", "transformers"], COLUMNS, rows, note)
+    kept = "resolution" if arguments.record else None
+    records.publish(kept, title, command, ["torch", "transformers"], COLUMNS, rows, note)
 
 
 def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
     """Train for `SECONDS`, then classify the test images."""
+    import torch
+
     from image_classifier.core import config, runtime
     from image_classifier.images.shards import ShardReader
     from image_classifier.model import numerics
@@ -82,37 +84,34 @@ def train(shards: Path, schedule: list[int], seed: int) -> dict[str, float]:
     network = build_network(params.model, reader.class_names, SIZE, seed)
     normalize = Normalize(IMAGENET_MEAN, IMAGENET_STD)
     trainer = Trainer(network, normalize, numerics.resolve("cpu", "auto"), training, seed, reader, test)
-    trainer.stepper.scheduler = _ByTime(trainer.stepper.optimizer)
     network.train()
     step, start = 0, time.perf_counter()
+
+    def passed() -> float:
+        return (time.perf_counter() - start) / SECONDS
+
+    def rate(_: int) -> float:
+        """Up to the peak in a line, then down."""
+        return max(min(passed() / WARMUP, (1 - passed()) / (1 - WARMUP)), 1e-3)
+
+    optimizer = trainer.stepper.optimizer
+    for group in optimizer.param_groups:
+        group["lr"] = PEAK_RATE
+    trainer.stepper.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     per_epoch = num_batches(len(reader), BATCH_SIZE)
-    while (share := (time.perf_counter() - start) / SECONDS) < 1:
+    while (share := passed()) < 1:
         epoch, number = divmod(step, per_epoch)
         if number == 0:
             parts = batches(reader, BATCH_SIZE, shuffled(len(reader), seed, epoch))
         images, labels = next(parts)
-        trainer.stepper.scheduler.share = share
         trainer.stepper.step(
             images, labels, runtime.derive_seed(seed, epoch, number), schedule[int(share * len(schedule))]
         )
         step += 1
     trainer.recompute_batch_norm(epoch)
-    labels, probabilities = predict(network, normalize, batches(test, 128), numerics.resolve("cpu", "fp32"))
-    accuracy = classification(labels, probabilities)["accuracy"]
+    found = predict(network, normalize, batches(test, 128), numerics.resolve("cpu", "fp32"))
+    accuracy = classification(*found)["accuracy"]
     return {"accuracy": accuracy, "seen": step * BATCH_SIZE}
-
-
-class _ByTime:
-    """The learning rate as a function of the time that has passed: up to the peak, then down in a line."""
-
-    def __init__(self, optimizer):
-        self.optimizer, self.share = optimizer, 0.0
-        self.step()
-
-    def step(self) -> None:
-        rise, fall = self.share / WARMUP, (1 - self.share) / (1 - WARMUP)
-        for group in self.optimizer.param_groups:
-            group["lr"] = PEAK_RATE * max(min(rise, fall), 1e-3)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import argparse
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from benchmarks import pairs, records
 from image_classifier.core import config, runtime
@@ -97,9 +97,9 @@ class Parts:
         """Count images."""
         self.seen += images
         while self.seen >= self.count * (len(self.measured) + 1) / PARTS and len(self.measured) < PARTS:
-            now, status = time.perf_counter(), Path("/proc/self/status").read_text()
+            now = time.perf_counter()
             rate, self.start = self.count / PARTS / (now - self.start), now
-            self.measured.append({"rate": rate, "mib": int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024})
+            self.measured.append({"rate": rate, "mib": pairs.own_memory()})
 
 
 def prepare() -> list[dict[str, float]]:
@@ -110,7 +110,7 @@ def prepare() -> list[dict[str, float]]:
     data = config.load(pairs.ROOT / "params.yaml").data.model_copy(update=changes)
     source = sources.load(data, Path("scratch"))
     parts = Parts(COUNT)
-    ShardWriter.add = _counted(ShardWriter.add, parts)
+    setattr(ShardWriter, "add", _counted(ShardWriter.add, parts))  # noqa: B010 (mypy)
     write_split(Path("shards"), "train", source["train"], Resize(SIZE, "stretch"), Screen(data))
     return parts.measured
 
@@ -135,7 +135,7 @@ def photos() -> float:
 
 
 def _counted(add: Callable, parts: Parts) -> Callable:
-    def counted(self, *arguments) -> None:
+    def counted(self: ShardWriter, *arguments: Any) -> None:
         add(self, *arguments)
         parts.add(1)
 

@@ -83,7 +83,8 @@ def main() -> None:
 
     params = config.load()
     title = f"Serving: {params.model.name} on {params.data.source}, {params.data.image_size} px"
-    values, rows = {}, []
+    values: dict[str, float] = {}
+    rows = []
     for form, runs in measured.items():
         median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         pair = zip(runs, measured[PEER], strict=True)

@@ -82,19 +82,19 @@ def main() -> None:
     command, packages = "python -m benchmarks.settings PARQUET_FOLDER", ["torch", "timm", "transformers"]
     if arguments.balance:
         title = "Rare classes: five of ten with a tenth of the images"
-        name = "balance" if arguments.record else None
+        kept = "balance" if arguments.record else None
         rows = [
             [f"`{kind}`", *(_of_seeds([run[score] for run in runs]) for score in ("accuracy", "common", "rare"))]
             for kind, runs in measured.items()
         ]
-        records.publish(name, title, f"{command} --balance", packages, BALANCE_COLUMNS, rows, "Mean, and each seed.")
+        records.publish(kept, title, f"{command} --balance", packages, BALANCE_COLUMNS, rows, "Mean, and each seed.")
         return
     note = (
         f"2,000 training, 1,000 val and 3,000 test images; {SEEDS} seeds. Differences are those of equal seeds, with a "
         "95% t-interval whose standard deviation is pooled over all rows: what another seed would change."
     )
-    name, title = "settings" if arguments.record else None, "One setting at a time, fine-tuning EfficientNet-Lite0"
-    records.publish(name, title, command, packages, COLUMNS, _rows(measured), note)
+    kept, title = "settings" if arguments.record else None, "One setting at a time, fine-tuning EfficientNet-Lite0"
+    records.publish(kept, title, command, packages, COLUMNS, _rows(measured), note)
 
 
 def _rows(measured: dict[str, list[dict]]) -> list[list[str]]:
@@ -152,8 +152,8 @@ def train(shards: Path, changes: dict, seed: int) -> dict[str, float]:
     network = build_network(params.model, train.class_names, SIZE, seed)
     normalize = input_normalization("checkpoint", params.model)
     chosen = numerics.resolve("cpu", params.training.precision)
-    learner, prepare, *splits = features.set_up(network, normalize, chosen, params.training, train, val)
-    trainer = Trainer(learner, prepare, chosen, params.training, seed, *splits)
+    learner, prepare, train, val = features.set_up(network, normalize, chosen, params.training, train, val)
+    trainer = Trainer(learner, prepare, chosen, params.training, seed, train, val)
     for _ in trainer.epochs():
         pass
     labels, probabilities = predict(network, normalize, batches(test, 128), numerics.resolve("cpu", "fp32"))

@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks import pairs
 from benchmarks.images import CLASSES, images, write_made_shards
@@ -19,7 +20,7 @@ from benchmarks.images import CLASSES, images, write_made_shards
 COLUMNS = pairs.columns("images/s", "Trainer")
 BATCH_SIZE, SIZE = 128, 160
 OUR_STEPS, TRAINER_STEPS = 6, 2  # counted; a step of the Trainer takes half a minute
-SMALL = {"batch_size": 8, "steps": 32}
+SMALL: dict[str, Any] = {"batch_size": 8, "steps": 32}
 
 
 @dataclass
@@ -50,7 +51,7 @@ def ours(
     steps: int = OUR_STEPS,
     batch_size: int = BATCH_SIZE,
     model: str | None = None,
-    **changes,
+    **changes: Any,
 ) -> Pace:
     """The loop of this project, shards included; `model` is a model.name, `changes` are of the training settings."""
     import torch
@@ -121,7 +122,7 @@ def trainer(
             return {"pixel_values": transform(Image.open(io.BytesIO(files[number]))), "labels": number % 10}
 
     class Ends(TrainerCallback):
-        def on_step_end(self, _, state, control, **__) -> None:
+        def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
             if device == "cuda" and len(pace.ends) in (0, steps):
                 torch.cuda.synchronize()
             pace.mark()
