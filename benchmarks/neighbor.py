@@ -1,4 +1,4 @@
-"""Training beside a process that keeps one core busy: MobileViT-Small at 160 px, batch 16, in this machine's format.
+"""Training beside a process that keeps one core busy: MobileViT-Small at 160 px, batch 8, in this machine's format.
 
     python -m benchmarks.neighbor
 
@@ -35,7 +35,7 @@ WAYS: dict[str, tuple[int, int, dict[str, str]]] = {  # processes, threads of ea
     "two processes of one thread": (2, 1, {}),
     "one thread": (1, 1, {}),
 }
-SIZE, BATCH_SIZE, STEPS, ROUNDS = 160, 16, 24, 3  # steps that are counted, after a first one
+SIZE, BATCH_SIZE, STEPS, ROUNDS = 160, 8, 40, 3  # steps that are counted, after a first one
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Where a step of the default training goes, by operator: MobileViT-Small, batch 16, in this machine's number format.
+"""Where a step of the default training goes, by operator: MobileViT-Small, batch 8, in this machine's number format.
 
     python -m benchmarks.operators
 
@@ -35,7 +35,7 @@ GROUPS = {  # in the names of operators; the first that fits
     "optimizer": ("adamw", "AdamW", "zero_grad", "_foreach"),
 }
 OTHERS = "all other operators"
-SIZES, BATCH_SIZE, STEPS = (64, 160), 16, 8
+SIZES, BATCH_SIZE, STEPS = (64, 160), 8, 16
 COLUMNS = ("operators", *(f"{size} px" for size in SIZES))
 
 
@@ -70,7 +70,7 @@ def main() -> None:
             shares[size] = grouped({event.key: event.self_cpu_time_total for event in found.key_averages()})
     rows = [[name, *(f"{shares[size][name]:.0%}" for size in SIZES)] for name in (*GROUPS, OTHERS)]
     rows.append(["a step, unprofiled", *(f"{lengths[size]:.0f} ms" for size in SIZES)])
-    name, title = "operators" if arguments.record else None, "Where a step goes: MobileViT-Small, batch 16"
+    name, title = "operators" if arguments.record else None, "Where a step goes: MobileViT-Small, batch 8"
     note = f"Number format: {compute.name}, {torch.get_num_threads()} threads."
     records.publish(name, title, "python -m benchmarks.operators", ["torch", "transformers"], COLUMNS, rows, note)
 
