@@ -102,10 +102,11 @@ def render() -> str:
     return template.render(has=known.__contains__, table=lambda name: load(name).as_markdown(), cell=cell)
 
 
-def cell(name: str, row: str, column: str) -> str:
-    """One figure of a record: in the row that begins with `row`, under `column`."""
+def cell(name: str, row: str, column: str, second: str | None = None) -> str:
+    """One figure of a record: under `column`, in the row that begins with `row` (and then with `second`)."""
     found = load(name)
-    return next(cells for cells in found.rows if cells[0] == row)[found.columns.index(column)]
+    begin = [row] if second is None else [row, second]
+    return next(cells for cells in found.rows if cells[: len(begin)] == begin)[found.columns.index(column)]
 
 
 if __name__ == "__main__":
