@@ -3,10 +3,12 @@
     python -m benchmarks.roofline
 
 Batches of 32 at 160 px, forward and backward. FLOP are those of matrix products and convolutions; bytes are those of
-all tensors that an operator takes or returns, each once, as if none were found in a cache. The measured rate is that of
-whole steps, the optimizer included. The arithmetic peak is the better of a product of 2,048 x 2,048 matrices and of a 3 x 3
-convolution of 256 channels: on AMD's processors MKL, which multiplies torch's fp32 matrices, is slower than oneDNN, which
-convolves. The other peak is that of a copy of 256 MB. All on all cores.
+all tensors that an operator takes or returns, each once, as if none were found in a cache. The measured rate is that
+of whole steps, the optimizer included.
+
+The arithmetic peak is the better of a product of 2,048 x 2,048 matrices and of a 3 x 3 convolution of 256 channels: on
+AMD's processors MKL, which multiplies torch's fp32 matrices, is slower than oneDNN, which convolves. The other peak is
+that of a copy of 256 MB. All on all cores.
 """
 
 import json
