@@ -39,6 +39,7 @@ def make_trainer(
     network = build_network(settings(path, dropout=0.0, **model or {}), reader.class_names, 64, seed=0)
     normalize = input_normalization("imagenet", params.model)
     plain = {"resolution_schedule": None, "batch_norm_images": None, "scheduler": "none", "warmup_fraction": 0.0}
+    plain |= {"label_smoothing": 0.0}
     training = params.training.model_copy(update=plain | changes)
     compute = compute or numerics.resolve("cpu", "fp32")
     return Trainer(network, normalize, compute, training, 0, reader, reader, group or Group())

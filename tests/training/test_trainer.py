@@ -22,7 +22,8 @@ def make_trainer(name: str, rate: float) -> Trainer:
     network = build_network(params.model, reader.class_names, 64, 0)
     normalize = input_normalization("imagenet", params.model)
     constant = {"resolution_schedule": None, "learning_rate": rate, "scheduler": "none", "warmup_fraction": 0.0}
-    training = params.training.model_copy(update=constant)
+    plain = {"adam_beta2": 0.999, "label_smoothing": 0.0}
+    training = params.training.model_copy(update=constant | plain)
     return Trainer(network, normalize, numerics.resolve("cpu", name), training, 0, reader, reader)
 
 
@@ -33,7 +34,7 @@ def plain_losses() -> list[float]:
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     weights = [{"params": [p], "weight_decay": params.training.weight_decay} for p in network.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=RATE, fused=False, foreach=False)
+    optimizer = torch.optim.AdamW(weights, lr=RATE, betas=(0.9, 0.999), fused=False, foreach=False)
     losses = []
     order = shuffled(len(reader), 0, 0)
     for step, numbers in enumerate(np.array_split(order, num_batches(len(order), 16))[:STEPS]):
