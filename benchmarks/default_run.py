@@ -1,4 +1,4 @@
-"""The default run, all five stages: minutes, memory and test accuracy, for five seeds.
+"""The default run, all five stages: test accuracy, seconds and memory, for five seeds.
 
     python -m benchmarks.default_run
 
