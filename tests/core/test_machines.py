@@ -50,6 +50,24 @@ def test_a_portable_training_is_the_same_whatever_the_libraries_would_choose(pro
     assert len(found) == 1
 
 
+@pytest.mark.full
+@pytest.mark.skipif(" cpuid_fault " not in Path("/proc/cpuinfo").read_text(), reason="CPUID cannot be intercepted")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_portable_training_is_the_same_on_a_processor_of_another_vendor(project, change):
+    library = str(project.parent / "zen4.so")
+    command(project, "gcc", "-shared", "-fPIC", "-O1", "-o", library, str(ROOT / "tests/helpers/zen4.c"))
+    told = "import ctypes; print(ctypes.CDLL(None).vendor().to_bytes(4, 'little'))"
+    assert command(project, "python", "-c", told, LD_PRELOAD=library).stdout == "b'Auth'\n"  # enticAMD
+    change({"portable": True, "num_threads": 1, "training": {"device": "cpu", "precision": "fp32"}})
+    found = []
+    for preload in ({}, {"LD_PRELOAD": library}):
+        command(project, "python", "-m", "stages.train", **preload)
+        command(project, "python", "-m", "stages.evaluate", **preload)
+        outs = "models/checkpoint/model.safetensors", "metrics/evaluate/predictions.csv"
+        found.append([files.sha256(path) for path in outs])
+    assert found[0] == found[1]
+
+
 def test_a_portable_training_is_refused_where_torch_computes_otherwise(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(os, "environ", dict(os.environ))

@@ -17,7 +17,7 @@ from image_classifier.core.errors import UserError
 PORTABLE = {
     "ATEN_CPU_CAPABILITY": "avx2",  # torch's own kernels
     "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "MKL_CBWR": "AVX2",  # which MKL promises on Intel's processors alone
+    "MKL_CBWR": "COMPATIBLE",  # the only branch that Intel's and AMD's processors both take; AVX2 means Intel's alone
     "MKL_DYNAMIC": "FALSE",  # or MKL may take fewer threads than it is told
 }
 # glibc mallopt(3) parameters.
@@ -79,9 +79,16 @@ def configure(num_threads: int | None, processes: int = 1, portable: bool = Fals
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let this process take memory that it has freed again, instead of having the kernel zero new pages each time.
+
+    A training step frees and asks again for gigabytes of activations, and each photo for its pixels, several times. By
+    default every such block is a fresh mmap: half of a step's time on two cores.
+    """
     if platform.libc_ver()[0] == "glibc":
-        # Each training step frees and asks again for gigabytes of activations. By default every such
-        # block is a fresh mmap whose pages the kernel must zero: half of a step's time on two cores.
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never

@@ -1,5 +1,6 @@
 """From an RGB image of any size to the square that a network takes."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+warnings.filterwarnings("ignore", message="The given buffer is not writable")  # it is only read
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Resize:
     def many(self, images: Sequence[bytes], size: tuple[int, int]) -> Tensor:
         """Resize RGB images of one size (width, height), given as their bytes; return uint8 [N, size, size, 3]."""
         width, height = size
-        pixels = torch.frombuffer(bytearray().join(images), dtype=torch.uint8)
+        pixels = torch.frombuffer(b"".join(images), dtype=torch.uint8)  # of a single image without a copy
         pixels = pixels.view(len(images), height, width, 3).permute(0, 3, 1, 2)
         new_height = new_width = self.size
         if self.mode == "crop":

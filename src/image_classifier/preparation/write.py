@@ -149,6 +149,7 @@ def decoded(rows: datasets.Dataset, resize: Resize) -> Iterator[Decoded]:
     thread holds one decoded image.
     """
     torch.set_num_threads(1)  # each thread resizes by itself
+    runtime.keep_freed_memory()
     threads = runtime.cpus()
     ahead: deque[tuple[Future[list[Decoded]], int]] = deque()  # tasks that are begun, each with its bytes
     held = 0
