@@ -69,7 +69,8 @@ class Disk:
         """Take a call; one that syncs makes what came before it last."""
         if call.name in ("fsync", "fdatasync"):
             lasting = [earlier for earlier in self.pending if earlier.path == call.path or earlier.name in NAMING]
-            self.pending = [earlier for earlier in self.pending if earlier not in lasting]
+            named = {earlier.path for earlier in lasting if earlier.name in NAMING}  # what they held before is gone
+            self.pending = [earlier for earlier in self.pending if earlier not in lasting and earlier.path not in named]
             for earlier in lasting:
                 self._do(earlier)
         elif call.name != "write" and not (call.name == "openat" and call.path in self.names):

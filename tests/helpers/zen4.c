@@ -1,6 +1,6 @@
 /* Preloaded into a program on a processor that can intercept CPUID (cpuid_fault in /proc/cpuinfo), this answers as AMD's
-   Zen 4 does: vendor, family, caches, and none of Intel's own instructions. Libraries that choose their kernels by
-   these answers then choose as they would there. See arch_prctl(2) and the CPUID chapters of both vendors' manuals. */
+   Zen 4 does in what torch's libraries ask for: vendor, family, caches, and no AMX, AVX512-FP16 or AVX-VNNI. They then
+   choose their kernels as they would there. See arch_prctl(2) and the CPUID chapters of both vendors' manuals. */
 
 #define _GNU_SOURCE
 #include <cpuid.h>
@@ -34,9 +34,9 @@ static void answer(uint32_t leaf, uint32_t sub, uint32_t *a, uint32_t *b, uint32
 		*d &= ~(1u << 22 | 1u << 23 | 1u << 24 | 1u << 25); /* AMX, AVX512-FP16 */
 	} else if (leaf == 7 && sub == 1) {
 		*a &= ~(1u << 4); /* AVX-VNNI */
-	} else if (leaf == 0x8000001D) {
+	} else if (leaf > 0x80000008) {
 		*a = *b = *c = *d = 0;
-		if (sub < 4)
+		if (leaf == 0x8000001D && sub < 4)
 			*a = kind[sub], *b = (ways[sub] - 1) << 22 | 63, *c = sets[sub] - 1;
 	}
 }

@@ -1,5 +1,6 @@
 """What image files become, against OpenCV's own decoders and against the numbers that were written into them."""
 
+import io
 import struct
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from image_classifier.preparation import decode
 from image_classifier.preparation.decode import FORMATS, PEAK, UnreadableImage
@@ -291,6 +292,16 @@ def test_damaged_exif_costs_no_image(form):
         assert found.size in ((6, 4), (4, 6))
         unlike += 1
     assert unlike > 5
+
+
+def test_an_orientation_beside_a_damaged_tag_counts():
+    """Pillow turns the image, and then fails to write the tags anew."""
+    entries = struct.pack("<HHII", 274, 3, 1, 6), struct.pack("<HHI4s", 282, 2, 4, b"odd")  # orientation, resolution
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(entries) + bytes(4)
+    data = encoded(noise(6, 4), "JPEG", exif=exif)
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert decode.decode(data).size == (4, 6)
 
 
 def test_pillow_prints_nothing_of_its_own(tmp_path):
