@@ -27,8 +27,8 @@ def make_trainer(name: str, rate: float) -> Trainer:
     return Trainer(network, normalize, numerics.resolve("cpu", name), training, 0, reader, reader)
 
 
-def plain_losses() -> list[float]:
-    """Contiguous tensors, an unfused optimizer, pixels normalized as torchvision documents it."""
+def plain_losses(precision: torch.dtype = torch.float32) -> list[float]:
+    """Contiguous tensors, an unfused optimizer, pixels normalized as torchvision documents it, torch's own autocast."""
     params, reader = config.load(), ShardReader("data/shards/train")
     network = build_network(params.model, reader.class_names, 64, 0).to(memory_format=torch.contiguous_format).train()
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
@@ -41,7 +41,9 @@ def plain_losses() -> list[float]:
         torch.manual_seed(runtime.derive_seed(0, 0, step))
         pixels = torch.stack([reader.gather(np.array([n]))[0] for n in numbers]).permute(0, 3, 1, 2).contiguous()
         pixels = (pixels / 255 - mean) / std
-        loss = F.cross_entropy(network(pixel_values=pixels).logits, reader.labels[numbers])
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            logits = network(pixel_values=pixels).logits
+        loss = F.cross_entropy(logits.float(), reader.labels[numbers])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -65,9 +67,11 @@ def test_the_fast_path_gives_the_losses_of_a_plain_loop(project):
     torch.set_num_threads(2)
     plain = plain_losses()
     np.testing.assert_allclose(fast_losses("fp32"), plain, rtol=0, atol=5e-4)
-    np.testing.assert_allclose(fast_losses("bf16"), plain, rtol=0, atol=4e-3)
+    # How far bf16 strays depends on the processor's kernels: at most twice as far as a plain loop in bf16 does on it.
+    strays = np.abs(np.subtract(plain_losses(torch.bfloat16), plain)).max()
+    np.testing.assert_allclose(fast_losses("bf16"), plain, rtol=0, atol=2 * strays)
     other = fast_losses("fp32", rate=2 * RATE)  # a wrong learning rate would be seen
-    assert np.abs(np.subtract(other, plain)).max() > 5e-3
+    assert np.abs(np.subtract(other, plain)).max() > max(5e-3, 2 * strays)
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,7 @@ def main(a: str, b: str) -> int:
     if not all(before + after):
         raise UserError(f"{a} {b}: a name is empty: write A1,A2,A3 without a comma at the end")
     if len(before) != len(after):
-        raise UserError(
-            f"{len(before)} models against {len(after)}: they are compared in pairs, so give as many of each"
-        )
+        raise UserError(f"{len(before)} models against {len(after)}: they are compared in pairs: give as many of each")
     right = _right(before + after)
     theirs, ours = _params_of(before), _params_of(after)
     actual = right.index.get_level_values("actual")
@@ -128,9 +126,8 @@ def _predictions(revision: str) -> pd.DataFrame:
         read = dvc.api.read(PREDICTIONS, rev=revision) if revision != WORKSPACE else Path(PREDICTIONS).read_text()
         rows = pd.read_csv(io.StringIO(read), dtype=str, keep_default_na=False)
     except Exception as error:  # of DVC, git and files
-        raise UserError(
-            f"{revision}: {PREDICTIONS} cannot be read ({error}): `dvc exp show` lists what there is"
-        ) from None
+        told = f"{revision}: {PREDICTIONS} cannot be read ({error}): `dvc exp show` lists what there is"
+        raise UserError(told) from None
     return rows.sort_values(["image", "actual"], kind="stable", ignore_index=True)
 
 
@@ -149,7 +146,5 @@ def _params_of(models: list[str]) -> dict[str, Any]:
         raise UserError(f"{', '.join(models)}: a seed comes twice: give models that were trained with different seeds")
     for model, values in zip(models, found, strict=True):
         if odd := [name for name in found[0] | values if name != "seed" and values.get(name) != found[0].get(name)]:
-            raise UserError(
-                f"{models[0]} and {model} differ in {', '.join(odd)}: only the seed may differ between them"
-            )
+            raise UserError(f"{models[0]} and {model} differ in {', '.join(odd)}: only the seed may differ")
     return found[0]

@@ -100,9 +100,8 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
             name = os.fsencode(path).decode(errors="backslashreplace")  # tables and JSON are UTF-8
             results.append({"path": name, "predictions": best})
         else:
-            tqdm.write(
-                f"{printable(path)}  " + "  ".join(f"{printable(one['class'])} {one['confidence']:.1%}" for one in best)
-            )
+            shown = [f"{printable(one['class'])} {one['confidence']:.1%}" for one in best]
+            tqdm.write("  ".join([printable(path), *shown]))
     if output is not None:
         from pandas import DataFrame
 
@@ -145,14 +144,13 @@ def _images(paths: list[str]) -> tuple[list[Path], list[Path]]:
         if not path.is_dir():
             images.append(path)
             continue
-        found = 0
+        before = len(images)
         for file in sorted(file for file in path.rglob("*") if file.is_file()):
             hidden = any(decode.is_leftover(part) for part in file.relative_to(path).parts)
             if not hidden and (file.suffix.lower() in decode.suffixes() or decode.is_image(file)):
                 images.append(file)
-                found += 1
             else:
                 others.append(file)
-        if not found:
+        if len(images) == before:
             raise UserError(f"{printable(path)} holds no images: name an image, or a folder with some")
     return images, others
