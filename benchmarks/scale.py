@@ -29,6 +29,7 @@ from image_classifier.preparation import sources
 from image_classifier.preparation.screen import Screen
 from image_classifier.preparation.write import decode_rows, write_split
 
+NAMES = [str(digit) for digit in range(10)]  # classes
 COUNT, SIZE, BATCH_SIZE, PARTS = 200_000, 32, 128, 10
 COLUMNS = ("of the images", "prepare, images/s", "its memory, MiB", "reading, images/s", "its memory, MiB")
 
@@ -78,8 +79,7 @@ def generate(folder: Path) -> None:
             yield {"image": {"bytes": buffer.getvalue(), "path": None}, "label": number % 10}
 
     datasets.disable_progress_bars()
-    names = [str(digit) for digit in range(10)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
         table = datasets.Dataset.from_generator(rows, features=features, cache_dir=scratch)
@@ -111,7 +111,8 @@ def prepare() -> list[dict[str, float]]:
     source = sources.load(data, Path("scratch"))
     parts = Parts(COUNT)
     setattr(ShardWriter, "add", _counted(ShardWriter.add, parts))  # noqa: B010 (mypy)
-    write_split(Path("shards"), "train", source["train"], Resize(SIZE, "stretch"), Screen(data))
+    writer = write_split(Path("shards"), "train", source["train"], Resize(SIZE, "stretch"), Screen(data))
+    writer.close(NAMES)
     return parts.measured
 
 
