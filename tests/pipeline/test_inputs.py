@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -75,6 +75,8 @@ def refused_or_valid(path: Path) -> bool:
 
 @tries(300)
 @given(key=st.sampled_from(KEYS), value=oddities | st.builds(json.dumps, values))
+@example(key="  revision", value="&a [*a]")  # of data and of model: an anchor twice, which YAML allows
+@pytest.mark.filterwarnings("ignore::ruamel.yaml.error.ReusedAnchorWarning")
 def test_any_value_of_any_key(tmp_path_factory, key, value):
     lines = [f"{key}: {value}" if line.split(":")[0] == key else line for line in PARAMS.splitlines()]
     path = tmp_path_factory.getbasetemp() / "params.yaml"
