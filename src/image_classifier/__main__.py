@@ -21,14 +21,16 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="classify images with the exported model")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of them")
     predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
-    predict.add_argument("--threshold", type=_fraction, default=0.0, metavar="P", help="leave out less probable ones")
+    predict.add_argument("--threshold", type=_fraction, default=0.0, metavar="P", help="leave out less likely classes")
     predict.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     predict.add_argument("--output", type=Path, metavar="FILE", help="write a table: .csv, .json or .parquet")
     backend = predict.add_mutually_exclusive_group()
     backend.add_argument(
         "--torch", dest="backend", action="store_const", const="torch", default="onnx", help="compute in torch"
     )
-    backend.add_argument("--int8", dest="backend", action="store_const", const="int8", help="compute in exported int8")
+    backend.add_argument(
+        "--int8", dest="backend", action="store_const", const="int8", help="compute in int8 (export.int8)"
+    )
     compare = commands.add_parser("compare", help="say whether one model is better than another on the same images")
     compare.add_argument("a", metavar="A", help="an experiment, a revision, or workspace; or one per seed: A1,A2,A3")
     compare.add_argument("b", metavar="B", help="what to compare with A: as many as A")

@@ -68,11 +68,15 @@ class Disk:
     def apply(self, call: Call) -> None:
         """Take a call; one that syncs makes what came before it last."""
         if call.name in ("fsync", "fdatasync"):
-            lasting = [earlier for earlier in self.pending if earlier.path == call.path or earlier.name in NAMING]
-            named = {earlier.path for earlier in lasting if earlier.name in NAMING}  # what they held before is gone
-            self.pending = [earlier for earlier in self.pending if earlier not in lasting and earlier.path not in named]
-            for earlier in lasting:
-                self._do(earlier)
+            waiting: list[Call] = []
+            for earlier in self.pending:
+                if earlier.name in NAMING:  # what was written under that name before is in no file any more
+                    waiting = [written for written in waiting if written.path != earlier.path]
+                if earlier.name in NAMING or earlier.path == call.path:
+                    self._do(earlier)
+                else:
+                    waiting.append(earlier)
+            self.pending = waiting
         elif call.name != "write" and not (call.name == "openat" and call.path in self.names):
             self.pending.append(call)
             (self.names.discard if call.name == "unlink" else self.names.add)(call.path)

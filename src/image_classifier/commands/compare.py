@@ -29,7 +29,7 @@ def main(a: str, b: str) -> int:
     if not all(before + after):
         raise UserError(f"{a} {b}: a name is empty: write A1,A2,A3 without a comma at the end")
     if len(before) != len(after):
-        raise UserError(f"{len(before)} models against {len(after)}: they are compared in pairs: give as many of each")
+        raise UserError(f"{len(before)} models against {len(after)}: they are compared in pairs, so give as many")
     right = _right(before + after)
     theirs, ours = _params_of(before), _params_of(after)
     actual = right.index.get_level_values("actual")
