@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     backend.add_argument(
         "--torch", dest="backend", action="store_const", const="torch", default="onnx", help="compute in torch"
     )
-    backend.add_argument("--int8", dest="backend", action="store_const", const="int8", help="compute in its int8 form")
+    backend.add_argument("--int8", dest="backend", action="store_const", const="int8", help="compute in int8")
     compare = commands.add_parser("compare", help="say whether one model is better than another on the same images")
     compare.add_argument("a", metavar="A", help="an experiment, a revision, or workspace; or one per seed: A1,A2,A3")
     compare.add_argument("b", metavar="B", help="what to compare with A: as many as A")
