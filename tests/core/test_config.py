@@ -41,7 +41,7 @@ def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
             {"training": {"learning_rate": float("nan")}},
             "training.learning_rate = nan: input should be a finite number",
         ),
-        ({"training": {"optimizer": "lion"}}, "training.optimizer = 'lion': input should be 'adam', 'adamw' or 'sgd'"),
+        ({"training": {"optimizer": "lion"}}, "optimizer = 'lion': input should be 'adam', 'adamw', 'muon' or 'sgd'"),
         ({"training": {"fast_mode": "yes"}}, "training.fast_mode = 'yes': input should be a valid boolean"),
         ({"training": {"resolution_schedule": []}}, "training.resolution_schedule = []: list should have at least 1"),
         ({"training": {"resolution_schedule": [64, 192]}}, "192 is larger than data.image_size = 160"),

@@ -70,8 +70,9 @@ class Unread(Group):
         ("resnet", {"fast_mode": False, "augmentation": Augmentation(**EVERYTHING)}),
         ("resnet", {"gradient_clip": 1.0, "accumulate_batches": 2, "label_smoothing": 0.1, "class_weights": True}),
         ("mobilevit", {"ema_decay": 0.9, "optimizer": "sgd"}),
+        ("resnet", {"optimizer": "muon"}),
     ],
-    ids=["mobilevit", "vit", "resnet", "smaller", "augmented", "clipped", "averaged"],
+    ids=["mobilevit", "vit", "resnet", "smaller", "augmented", "clipped", "averaged", "muon"],
 )
 def test_an_epoch_reads_nothing_back_until_it_ends(project, monkeypatch, kind, changes):
     for name in ("Adam", "AdamW", "SGD"):  # torch has no fused steps for it

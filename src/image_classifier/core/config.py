@@ -104,7 +104,7 @@ class Training(Section):
     resolution_schedule: Annotated[list[ImageSize], Field(min_length=1)] | None
     fast_mode: bool
     augmentation: Augmentation
-    optimizer: Literal["adam", "adamw", "sgd"]
+    optimizer: Literal["adam", "adamw", "muon", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
     head_lr_factor: Annotated[float, Field(gt=0)]
     layer_lr_decay: Annotated[float, Field(gt=0, le=1)]

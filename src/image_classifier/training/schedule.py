@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from image_classifier.core.config import Training
 from image_classifier.training.layers import head_parameters, layers
+from image_classifier.training.muon import Muon, hidden_weights
 
 
 def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_size: int) -> int:
@@ -28,19 +29,24 @@ def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_siz
 def build_optimizer(network: PreTrainedModel, training: Training) -> Optimizer:
     """The optimizer of all parameters that are trained, each with its share of the learning rate."""
     factors = rate_factors(network, training)
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    hidden = hidden_weights(network, head_parameters(network)) if training.optimizer == "muon" else set()
+    groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     # Matrices and filters first, then norms and biases.
     for name, parameter in sorted(network.named_parameters(), key=lambda named: named[1].ndim <= 1):
         if parameter.requires_grad:
             factor, is_vector = factors.get(name, 1.0), parameter.ndim <= 1
             decay = 0.0 if is_vector and not training.decay_norms_and_biases else training.weight_decay
             settings = {"params": [], "weight_decay": decay, "lr": training.learning_rate * factor, "factor": factor}
-            groups.setdefault((factor, is_vector), settings)["params"].append(parameter)
+            settings["is_hidden"] = name in hidden
+            groups.setdefault((factor, is_vector, name in hidden), settings)["params"].append(parameter)
     found = list(groups.values())
     if training.optimizer == "sgd":
         return torch.optim.SGD(found, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=True)
+    betas = 0.9, training.adam_beta2
+    if training.optimizer == "muon":
+        return Muon(found, lr=training.learning_rate, betas=betas)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
-    return kind(found, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
+    return kind(found, lr=training.learning_rate, betas=betas, fused=True)
 
 
 def rate_factors(network: PreTrainedModel, training: Training) -> dict[str, float]:

@@ -159,7 +159,8 @@ class Stepper:
         if self.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.training.gradient_clip)
-        self.scaler.step(self.optimizer)  # leaves the weights alone when a gradient overflowed
+        with self.precision.autocast():  # Muon multiplies matrices
+            self.scaler.step(self.optimizer)  # leaves the weights alone when a gradient overflowed
         self.scaler.update()
         self.scheduler.step()
         self.optimizer.zero_grad()

@@ -1,0 +1,56 @@
+"""Muon: every step of a matrix is made orthogonal, so that all its directions are learned at the same pace."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Of the polynomial whose iterates bring singular values near 1 (Jordan 2024, https://kellerjordan.github.io/posts/muon).
+A, B, C = 3.4445, -4.7750, 2.0315
+ITERATIONS = 5
+MOMENTUM = 0.95  # Nesterov's
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the groups whose `is_hidden` is set, AdamW for the others, on one scale of learning rates.
+
+    torch.optim.Muon takes matrices alone; here a filter counts as the matrix of its outputs by all that each sums up.
+    Not to be fused: GradScaler would leave unscaling and overflows to AdamW, of which Muon's part knows nothing.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Update all parameters that have a gradient; those of Muon's are used up."""
+        for group in self.param_groups:
+            for weight in group["params"] if group["is_hidden"] else ():
+                if weight.grad is not None:
+                    if not (state := self.state[weight]):  # AdamW asks each state that is loaded for a step
+                        state.update(step=torch.zeros(()), momentum=torch.zeros_like(weight))
+                    momentum = state["momentum"].mul_(MOMENTUM).add_(weight.grad)
+                    matrix = weight.grad.add(momentum, alpha=MOMENTUM).flatten(1)
+                    # The size of AdamW's steps (section 2.2 of arXiv 2502.16982), so that its learning rates fit.
+                    size = 0.2 * math.sqrt(max(matrix.shape))
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.sub_(orthogonal(matrix).view_as(weight), alpha=group["lr"] * size)
+                    weight.grad = None  # so that AdamW passes it by
+        return super().step(closure)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The matrix with its singular values brought to 0.7 to 1.2, the least but near, computed in autocast's format."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=B, alpha=C), wide, beta=A)
+    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
+
+
+def hidden_weights(network: nn.Module, head: set[str]) -> set[str]:
+    """The names of the matrices and filters that Muon is for: of linear and convolutional layers, but not the head's.
+
+    Filters of several groups of channels, depthwise ones among them, have no one matrix: they are left to AdamW.
+    """
+    kinds = (nn.Linear, nn.Conv2d)
+    layers = ((name, layer) for name, layer in network.named_modules() if isinstance(layer, kinds))
+    return {f"{name}.weight" for name, layer in layers if getattr(layer, "groups", 1) == 1} - head
