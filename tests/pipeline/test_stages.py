@@ -420,6 +420,7 @@ def test_each_kind_of_pretrained_model_goes_from_training_to_export(project, cha
     "settings",
     [
         {"optimizer": "sgd", "scheduler": "cosine", "warmup_fraction": 0.2},
+        {"optimizer": "muon", "precision": "bf16", "accumulate_batches": 2},
         {
             "optimizer": "adam",
             "scheduler": "none",

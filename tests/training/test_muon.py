@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from image_classifier.core import config
+from image_classifier.model import numerics
 from image_classifier.training.layers import head_parameters
 from image_classifier.training.muon import Muon, hidden_weights, orthogonal
 from image_classifier.training.schedule import build_optimizer
@@ -29,6 +30,10 @@ def test_a_step_is_the_nearest_orthogonal_matrix(shape):
     assert found.diagonal().max() < 1.25 and found.diagonal().median() > 0.65
     torch.testing.assert_close(orthogonal(1e4 * matrix), orthogonal(matrix), rtol=0, atol=1e-4)
     assert not orthogonal(0 * matrix).any()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = orthogonal(matrix)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, orthogonal(matrix))
+    torch.testing.assert_close(rounded @ rounded.T, orthogonal(matrix) @ orthogonal(matrix).T, rtol=0, atol=0.2)
 
 
 def test_matrices_take_the_steps_of_torchs_own(monkeypatch):
@@ -75,11 +80,27 @@ def test_what_muon_is_for(kind):
     shapes = {name: tuple(network.get_parameter(name).shape) for name in hidden}
     assert all(name.endswith(".weight") and len(shape) > 1 and shape[1] > 1 for name, shape in shapes.items())
     others = {name for name, p in network.named_parameters() if p.ndim > 1} - hidden - head
-    assert all("embed" in name or "conv_3x3" in name or "bias_table" in name for name in others), others
+    left = ("cls_token", "position_embeddings", "relative_position_bias_table", "conv_3x3.convolution.weight")
+    assert all(name.endswith(left) for name in others), others
     training = config.load().training.model_copy(update={"optimizer": "muon", "decay_norms_and_biases": False})
     groups = build_optimizer(network, training).param_groups
     assert sum(len(found["params"]) for found in groups) == len(list(network.parameters()))
     assert sum(len(found["params"]) for found in groups if found["is_hidden"]) == len(hidden)
+
+
+def test_a_closure_is_called_once_before_the_step():
+    network, seen = nn.Linear(8, 8), []
+    optimizer = Muon([group([network.weight], is_hidden=True), group([network.bias], is_hidden=False)])
+    first = network.weight.detach().clone()
+
+    def closure() -> torch.Tensor:
+        seen.append(network.weight.detach().clone())
+        loss = network(torch.ones(4, 8)).square().mean()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) > 0 and len(seen) == 1
+    assert torch.equal(seen[0], first) and not torch.equal(network.weight, first)
 
 
 def test_a_gradient_that_overflows_changes_nothing():
@@ -92,17 +113,24 @@ def test_a_gradient_that_overflows_changes_nothing():
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        assert torch.equal(network.weight, before["weight"]) == (bad == torch.inf)
-    assert not torch.equal(network.bias, before["bias"])
+        for name, parameter in network.named_parameters():
+            assert torch.equal(parameter, before[name]) == (bad == torch.inf)
+        assert len(optimizer.state) == (0 if bad == torch.inf else 2)
 
 
-def test_training_goes_on_from_a_saved_state(project):
+def test_training_goes_on_from_a_saved_state(project, monkeypatch):
     def steps(trainer, numbers):
         images, labels = trainer.train.gather(np.arange(16)), trainer.train.labels[:16]
         return [trainer.stepper.step(images, labels, step, 64)[0].item() for step in numbers]
 
-    whole, first, second = (make_trainer("mobilevit", optimizer="muon", learning_rate=0.005) for _ in range(3))
+    bf16 = numerics.resolve("cpu", "bf16")
+    settings = {"optimizer": "muon", "learning_rate": 0.005, "compute": bf16}
+    whole, first, second = (make_trainer("mobilevit", **settings) for _ in range(3))
+    products: list[torch.Tensor] = []
+    addmm = torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *given, **named: products.append(addmm(*given, **named)) or products[-1])
     losses = steps(whole, range(6))
+    assert {product.dtype for product in products} == {torch.bfloat16}
     assert losses[-1] < losses[0]
     steps(first, range(3))
     second.stepper.load_state_dict(copy.deepcopy(first.stepper.state_dict()))

@@ -12,15 +12,20 @@ MOMENTUM = 0.95  # Nesterov's
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the groups whose `is_hidden` is set, AdamW for the others, on one scale of learning rates.
+    """Muon for the groups whose `is_hidden` is set, AdamW for the others; both take steps of one size at the same rate.
 
-    torch.optim.Muon takes matrices alone; here a filter counts as the matrix of its outputs by all that each sums up.
-    Not to be fused: GradScaler would leave unscaling and overflows to AdamW, of which Muon's part knows nothing.
+    torch.optim.Muon takes 2-D weights alone; here a filter counts as one, [outputs, inputs x height x width]. Not to be
+    fused: in fp16 GradScaler would leave unscaling and overflows to AdamW, and Muon's part knows nothing of them. So
+    each step in fp16 waits for the GPU, to know whether it overflowed.
     """
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update all parameters that have a gradient; those of Muon's are used up."""
+        """Update all parameters that have a gradient; those of Muon's have none after it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for weight in group["params"] if group["is_hidden"] else ():
                 if weight.grad is not None:
@@ -28,16 +33,20 @@ class Muon(torch.optim.AdamW):
                         state.update(step=torch.zeros(()), momentum=torch.zeros_like(weight))
                     momentum = state["momentum"].mul_(MOMENTUM).add_(weight.grad)
                     matrix = weight.grad.add(momentum, alpha=MOMENTUM).flatten(1)
-                    # The size of AdamW's steps (section 2.2 of arXiv 2502.16982), so that its learning rates fit.
+                    # AdamW's steps have a root mean square of 0.2 at a rate of 1 (section 2.2 of arXiv 2502.16982).
                     size = 0.2 * math.sqrt(max(matrix.shape))
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.sub_(orthogonal(matrix).view_as(weight), alpha=group["lr"] * size)
                     weight.grad = None  # so that AdamW passes it by
-        return super().step(closure)
+        super().step()
+        return loss
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values brought to 0.7 to 1.2, the least but near, computed in autocast's format."""
+    """The matrix with its singular values brought near 1 (0.7 to 1.2; very small ones stay smaller).
+
+    Its products are computed in autocast's number format.
+    """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(ITERATIONS):
