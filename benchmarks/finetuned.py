@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from benchmarks import records
+from benchmarks import pairs, records
 from benchmarks.records import ROOT
 from image_classifier.core import config, tables
 from image_classifier.evaluation.intervals import wilson
@@ -110,9 +110,7 @@ def pipeline(clone: Path, count: int, epochs: int | None = None) -> list[str]:
 
 def peer(parquet: Path, clone: Path, *options: str) -> list[str]:
     """What `trainer` returns, from a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.finetuned", str(parquet), "--peer", str(clone), *options]
-    output = subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+    return pairs.alone("finetuned", str(parquet), "--peer", str(clone), *options)
 
 
 def trainer(clone: Path, seconds: int) -> list[str]:

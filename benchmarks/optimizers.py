@@ -10,15 +10,13 @@ run beside it.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from benchmarks import records
+from benchmarks import pairs, records
 from benchmarks.images import write_shards
 
 SIZE, SEEDS = 64, 3
@@ -49,15 +47,9 @@ def main() -> None:
     if arguments.one is not None:
         print(json.dumps(train(arguments.parquet, arguments.one[0], int(arguments.one[1]))))
         return
-    measured: dict[str, list[dict]] = {name: [] for name in OPTIMIZERS}
     with tempfile.TemporaryDirectory() as folder:
         write_shards(arguments.parquet, Path(folder), PARTS, SIZE)
-        for seed in range(SEEDS):
-            for name, runs in measured.items():
-                words = [sys.executable, "-m", "benchmarks.optimizers", folder, "--one", name, str(seed)]
-                output = subprocess.run(words, cwd=records.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-                runs.append(json.loads(output.splitlines()[-1]))
-                print(f"optimizers: {name}, seed {seed}: {runs[-1]}", file=sys.stderr)
+        measured = pairs.over_seeds("optimizers", folder, {name: name for name in OPTIMIZERS}, SEEDS)
     rows = []
     for name, runs in measured.items():
         accuracies = [run["accuracy"] for run in runs]

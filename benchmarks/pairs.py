@@ -7,8 +7,9 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import records
 from benchmarks.records import ROOT
@@ -54,15 +55,30 @@ def columns(unit: str, peer: str) -> tuple[str, ...]:
     return "way", f"{unit}, median", "least to most", "peak memory of the main process, GiB", f"times {peer}"
 
 
+def alone(module: str, *words: str) -> Any:
+    """What `python -m benchmarks.MODULE WORDS` prints as JSON in its last line."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *words]
+    output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def over_seeds(module: str, folder: str, ways: Mapping[str, str], seeds: int) -> dict[str, list[dict]]:
+    """What each way gives with each seed: `--one` takes a way's argument and the seed, and prints its accuracy."""
+    measured: dict[str, list[dict]] = {way: [] for way in ways}
+    for seed in range(seeds):
+        for way, argument in ways.items():
+            measured[way].append(alone(module, folder, "--one", argument, str(seed)))
+            print(f"{module}: {way}, seed {seed}: accuracy {measured[way][-1]['accuracy']:.4f}", file=sys.stderr)
+    return measured
+
+
 def in_turn(module: str, ways: Sequence[str], pairs: int = 3) -> dict[str, list[dict]]:
     """What `python -m benchmarks.MODULE WAY` prints as JSON in its last line, of each way, several times."""
     measured: dict[str, list[dict]] = {way: [] for way in ways}
     for number in range(pairs):
         for way in ways:  # in turn, so that a slow minute of the machine falls on all
             print(f"{module}: {way}, {number + 1} of {pairs}", file=sys.stderr)
-            command = [sys.executable, "-m", f"benchmarks.{module}", way]
-            output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-            measured[way].append(json.loads(output.splitlines()[-1]))
+            measured[way].append(alone(module, way))
     return measured
 
 

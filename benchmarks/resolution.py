@@ -11,8 +11,6 @@ classified at 160 px. Nothing else may run beside it.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,13 +37,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         write_shards(arguments.parquet, Path(folder), {"train": (0, TRAIN), "test": (0, TEST)}, SIZE)
-        results: dict[str, list[dict]] = {name: [] for name in SCHEDULES}
-        for seed in range(SEEDS):
-            for name in SCHEDULES:
-                print(f"resolution: {name}, seed {seed}", file=sys.stderr)
-                words = [sys.executable, "-m", "benchmarks.resolution", folder, "--one", name, str(seed)]
-                output = subprocess.run(words, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-                results[name].append(json.loads(output.splitlines()[-1]))
+        results = pairs.over_seeds("resolution", folder, {name: name for name in SCHEDULES}, SEEDS)
     rows = []
     for name, runs in results.items():
         accuracies = [run["accuracy"] for run in runs]

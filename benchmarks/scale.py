@@ -10,7 +10,6 @@ import argparse
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -50,9 +49,7 @@ def main() -> None:
         measured = {}
         for way in ("prepare", "read"):
             print(f"scale: {way}", file=sys.stderr)
-            words = [sys.executable, "-m", "benchmarks.scale", "--one", way, folder]
-            output = subprocess.run(words, cwd=pairs.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-            measured[way] = json.loads(output.splitlines()[-1])
+            measured[way] = pairs.alone("scale", "--one", way, folder)
         size = sum(path.stat().st_size for path in Path(folder, "shards").iterdir())
     rows = []
     for part, (write, readout) in enumerate(zip(measured["prepare"], measured["read"], strict=True), 1):

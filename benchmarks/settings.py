@@ -10,8 +10,6 @@ Each run is the train stage's loop from ImageNet weights (`image-classifier weig
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import numpy as np
 from ruamel.yaml import YAML
 from scipy import stats
 
-from benchmarks import records
+from benchmarks import pairs, records
 from benchmarks.images import write_shards
 
 COLUMNS = ("changed", "test accuracy, mean", "of each seed", "against no change, points")
@@ -69,16 +67,10 @@ def main() -> None:
         print(json.dumps(train(arguments.parquet, json.loads(arguments.one[0]), int(arguments.one[1]))))
         return
     changes = BALANCE if arguments.balance else CHANGES
-    measured: dict[str, list[dict]] = {name: [] for name in changes}
     with tempfile.TemporaryDirectory() as folder:
         write_shards(arguments.parquet, Path(folder), PARTS, SIZE, keep=_few if arguments.balance else None)
-        for seed in range(SEEDS):
-            for name, change in changes.items():
-                print(f"settings: {name}, seed {seed}", file=sys.stderr)
-                words = [sys.executable, "-m", "benchmarks.settings", folder, "--one", json.dumps(change), str(seed)]
-                output = subprocess.run(words, cwd=records.ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
-                measured[name].append(json.loads(output.splitlines()[-1]))
-                print(f"  accuracy {measured[name][-1]['accuracy']:.4f}", file=sys.stderr)
+        ways = {name: json.dumps(change) for name, change in changes.items()}
+        measured = pairs.over_seeds("settings", folder, ways, SEEDS)
     command, packages = "python -m benchmarks.settings PARQUET_FOLDER", ["torch", "timm", "transformers"]
     if arguments.balance:
         title = "Rare classes: five of ten with a tenth of the images"
