@@ -1,4 +1,4 @@
-"""Muon: every step of a matrix is made orthogonal, so that all its directions are learned at the same pace."""
+"""Muon: the update of each weight matrix is made orthogonal, so that all its directions learn at the same pace."""
 
 import math
 
@@ -12,16 +12,16 @@ MOMENTUM = 0.95  # Nesterov's
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for the groups whose `is_hidden` is set, AdamW for the others; both take steps of one size at the same rate.
+    """Muon for the groups with `is_hidden` set, AdamW for the others; at the same rate, their steps have the same size.
 
-    torch.optim.Muon takes 2-D weights alone; here a filter counts as one, [outputs, inputs x height x width]. Not to be
-    fused: in fp16 GradScaler would leave unscaling and overflows to AdamW, and Muon's part knows nothing of them. So
-    each step in fp16 waits for the GPU, to know whether it overflowed.
+    torch.optim.Muon takes 2-D weights only; here a filter is one too, [outputs, inputs x height x width]. AdamW must
+    not be fused: GradScaler would leave unscaling and overflows to it, and Muon's part knows nothing of them. So each
+    step in fp16 waits for the GPU, to know whether it overflowed.
     """
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Update all parameters that have a gradient; those of Muon's have none after it."""
+        """Update all parameters that have a gradient, and drop the gradients of Muon's."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -47,18 +47,19 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
     Its products are computed in autocast's number format.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp(min=1e-7)
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonal(matrix.T).T
+    found = matrix / matrix.norm().clamp(min=1e-7)
     for _ in range(ITERATIONS):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=B, alpha=C), wide, beta=A)
-    return (wide if matrix.shape[0] <= matrix.shape[1] else wide.T).to(matrix.dtype)
+        gram = found @ found.T  # the smaller of the two products
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=B, alpha=C), found, beta=A)
+    return found.to(matrix.dtype)
 
 
 def hidden_weights(network: nn.Module, head: set[str]) -> set[str]:
-    """The names of the matrices and filters that Muon is for: of linear and convolutional layers, but not the head's.
+    """The names of the weights that Muon is for: those of linear and convolutional layers, but for the head's.
 
-    Filters of several groups of channels, depthwise ones among them, have no one matrix: they are left to AdamW.
+    Grouped convolutions, depthwise ones among them, have a matrix for each group: they are left to AdamW.
     """
     kinds = (nn.Linear, nn.Conv2d)
     layers = ((name, layer) for name, layer in network.named_modules() if isinstance(layer, kinds))
