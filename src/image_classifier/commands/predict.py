@@ -84,6 +84,7 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
         raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
     if output is not None and output.is_dir():  # which would be replaced with all that it holds
         raise UserError(f"--output {output} is a folder: name a file")
+    runtime.keep_freed_memory()
     predictor = Predictor.from_torch() if backend == "torch" else Predictor.from_onnx(MODELS / FILES[backend])
     images, left_out = _images(paths)
     started, failed = time.perf_counter(), 0
