@@ -26,6 +26,7 @@ from image_classifier.preparation import write
 from image_classifier.preparation.write import ROWS_READ, TASK_SIZE, decoded
 from image_classifier.training.distributed import Group
 from image_classifier.training.resume import State
+from image_classifier.training.sizes import smallest_batches
 from stages import evaluate, prepare, train
 from tests.helpers.project import AS_A_USER, ROOT, command
 
@@ -356,3 +357,9 @@ def test_a_size_that_a_network_cannot_take_is_refused_before_training(project, c
     with pytest.raises(UserError, match=r"cannot be trained at 64 px \(The size of tensor a \(16\) must match"):
         train.main()
     assert config.load().training.resolution_schedule == [32, 64]
+
+
+def test_the_full_size_is_tried_even_if_only_validation_uses_it():
+    training = config.load(ROOT / "params.yaml").training
+    training = training.model_copy(update={"batch_norm_images": None, "resolution_schedule": [32], "batch_size": 8})
+    assert smallest_batches(training, count=100, full_size=160) == {32: 2, 160: 2}

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from ruamel.yaml import YAML
 
-from image_classifier.commands import verify
+from image_classifier.commands import summary, verify
 from image_classifier.commands.predict import Predictor
 from image_classifier.core import config, files, runtime
 from image_classifier.core.entry import exit_with
@@ -30,6 +30,7 @@ from image_classifier.core.files import SUMS
 from image_classifier.images import shards
 from image_classifier.images.shards import ShardReader, ShardWriter, _checksum, _write_sealed
 from image_classifier.model import numerics
+from image_classifier.preparation.write import resume_key
 from image_classifier.training import resume
 from image_classifier.training.resume import State
 from image_classifier.training.stepper import Stepper
@@ -178,6 +179,28 @@ def test_prepare_goes_on_after_the_shards_already_finished(project, trained, mon
     prepare.main()
     assert len(flushed) == sum(path.suffix == ".safetensors" for path in whole)  # none was made twice
     assert {path: files.sha256(path) for path in Path("data/shards").rglob("*.*")} == whole
+
+
+def test_prepare_starts_afresh_when_what_a_link_leads_to_has_changed(project):
+    data = config.load().data.model_copy(update={"source": "data/raw/pets"})
+    for name in ("data/raw/pets/cat", "elsewhere"):
+        Path(name).mkdir(parents=True)
+    Path("elsewhere/1.png").write_bytes(b"one")
+    Path("data/raw/pets/cat/1.png").symlink_to(Path("elsewhere/1.png").resolve())
+    before = resume_key(data, seed=0)
+    assert resume_key(data, seed=0) == before
+    Path("elsewhere/1.png").write_bytes(b"another")
+    assert resume_key(data, seed=0) != before
+
+
+def test_train_starts_afresh_where_last_digits_would_differ(project, monkeypatch):
+    def key() -> str:
+        return resume.fingerprint(config.load(), numerics.resolve("cpu", "fp32"), *splits())
+
+    before = key()
+    assert key() == before
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    assert key() != before
 
 
 def test_prepare_of_another_input_starts_afresh(project, monkeypatch):
@@ -355,9 +378,10 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_state(project, monkeypatc
     assert kept.name.startswith("epoch-00001-")
 
 
-def test_a_gpu_without_memory_is_told_a_batch_size(project, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_memory_that_is_full_is_told_a_batch_size(project, monkeypatch, error):
     def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(Stepper, "step", full)
     with pytest.raises(UserError, match="full at training.batch_size = 16: try 8"):
@@ -385,6 +409,36 @@ def test_verify_names_the_first_out_and_file_that_differ(trained, tmp_path):
     assert verify.difference(verify.outs(trained), verify.outs(other)) == ("export", "models/export")
     found = verify.file_that_differs(trained / "models/export", other / "models/export")
     assert found == trained / "models/export/hf/config.json"
+
+
+@pytest.mark.parametrize(("name", "utf8"), [("cat", "0"), ("Café", "1")])
+def test_verify_reads_names_that_are_not_ascii(project, monkeypatch, capsys, name, utf8):
+    """Python could not read them in the ASCII locale of the second run."""
+    Path("data/raw/pets", name).mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr(verify, "rerun", lambda _, surroundings: seen.append(surroundings) or project)
+    assert verify.main(record=False, against=None) == 0
+    assert "and identical to the committed dvc.lock" in capsys.readouterr().out
+    assert seen == [{}, verify.ELSEWHERE | {"PYTHONUTF8": utf8}]
+
+
+def test_verify_needs_a_committed_lock(project):
+    command(project, "git", "rm", "-q", "dvc.lock")
+    command(project, "git", "commit", "-qm", "without")
+    with pytest.raises(UserError, match="dvc.lock is not committed"):
+        verify.main(record=False, against=None)
+
+
+def test_summary_waits_for_the_end_of_a_training(project, capsys):
+    summary.main()
+    path = Path("metrics/train/metrics.json")
+    values = files.read_json(path, "")
+    path.unlink()
+    files.write_json(path, {name: value for name, value in values.items() if name != "best_epoch"})
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"metrics/train/metrics.json is of a training that has not ended"):
+        summary.main()
+    assert not capsys.readouterr().out
 
 
 def test_verify_says_what_differs_from_the_machine_of_the_committed_bytes(trained, tmp_path, monkeypatch, capsys):

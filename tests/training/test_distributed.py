@@ -86,21 +86,41 @@ def test_what_the_processes_must_have_in_common(monkeypatch):
     group = Group(index=1, count=2)
     monkeypatch.setattr(Group, "send", lambda *_: b"seed 0")
     group.agree("seed 0")
-    with pytest.raises(UserError, match="process 1 has other params, images or precision than the first one"):
+    with pytest.raises(UserError, match="process 1 has other params, images, labels or precision than the first one"):
         group.agree("seed 1")
 
 
-def test_another_number_of_processes_is_refused(project):
+def trainer(group: Group, batch_size: int = 16, relabel: bool = False) -> Trainer:
+    """Of the project's train split, from which it also takes val; `relabel` gives one image another class."""
     params, reader = config.load(), ShardReader("data/shards/train")
+    if relabel:
+        reader.labels = reader.labels.clone()
+        reader.labels[0] = (reader.labels[0] + 1) % len(reader.class_names)
+    network = build_network(params.model, reader.class_names, 64, 0)
+    normalize, chosen = input_normalization("imagenet", params.model), numerics.resolve("cpu", "fp32")
+    training = params.training.model_copy(update={"batch_size": batch_size})
+    return Trainer(network, normalize, chosen, training, 0, reader, reader, group)
 
-    def trainer() -> Trainer:
-        network = build_network(params.model, reader.class_names, 64, 0)
-        normalize, chosen = input_normalization("imagenet", params.model), numerics.resolve("cpu", "fp32")
-        return Trainer(network, normalize, chosen, params.training, 0, reader, reader)
 
-    state = trainer().state_dict() | {"num_processes": 2}
+def test_another_number_of_processes_is_refused(project):
+    state = trainer(Group()).state_dict() | {"num_processes": 2}
     with pytest.raises(UserError, match="begun with 2 processes and cannot go on with 1: set training.num_processes=2"):
-        trainer().load_state_dict(state)
+        trainer(Group()).load_state_dict(state)
+
+
+def test_processes_with_other_labels_are_refused(project, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(Group, "agree", lambda _, facts: said.append(facts))
+    for relabel in (False, False, True):
+        trainer(Group(), relabel=relabel)
+    assert said[0] == said[1] != said[2]
+
+
+def test_each_process_has_two_images_of_the_smallest_batch(project):
+    """200 images in batches of at most 6 make 34 batches, and some have 5."""
+    assert len(ShardReader("data/shards/train")) == 200
+    with pytest.raises(UserError, match="3 are too many for training.batch_size = 6"):
+        trainer(Group(count=3), batch_size=6)
 
 
 def worker(launcher: int, rank: int) -> int:

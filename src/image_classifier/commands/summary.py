@@ -30,6 +30,8 @@ def main() -> int:
     run = YAML(typ="safe", pure=True).load(LOCK)["stages"]
     data, training = run["prepare"]["params"]["params.yaml"], run["train"]["params"]["params.yaml"]
     best = files.read_json(METRICS / "train/metrics.json", remedy)
+    if "best_epoch" not in best:
+        raise UserError(f"{METRICS}/train/metrics.json is of a training that has not ended: {remedy}")
     parity = files.read_json(METRICS / "export/metrics.json", remedy)
     accuracy, low, high = tables.read_intervals(METRICS / "evaluate/intervals.csv").loc["accuracy"]
     predictions = tables.read_predictions(METRICS / "evaluate/predictions.csv")

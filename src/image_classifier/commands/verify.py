@@ -21,7 +21,7 @@ from image_classifier.core import config, files
 from image_classifier.core.errors import UserError
 
 ENVIRONMENT = Path("environment.json")
-# Python reads and writes text as ASCII there, where nothing else is said.
+# Python reads and writes text as ASCII there, where nothing else is said; names of files too.
 ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONHASHSEED": "12345"}
 
 
@@ -32,14 +32,18 @@ def main(record: bool, against: Path | None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         committed = Path(folder) / "committed"
         subprocess.run(["git", "clone", "-q", Path.cwd(), committed], check=True)
+        if not (committed / "dvc.lock").is_file():
+            raise UserError("dvc.lock is not committed: run `dvc repro` and commit it")
+        params, lock = config.load(committed / "params.yaml"), outs(committed)
+        is_ascii = all(str(path).isascii() for path in Path("data/raw").rglob("*"))
         first = rerun(Path(folder) / "here", {})
-        second = rerun(Path(folder) / "some/where/else", ELSEWHERE)
+        second = rerun(Path(folder) / "some/where/else", ELSEWHERE | ({} if is_ascii else {"PYTHONUTF8": "1"}))
         if where := difference(outs(first), outs(second)):
             print(f"verify: NOT identical: {where[0]}: {file_that_differs(first / where[1], second / where[1])}")
             return 1
         print(f"verify: identical: {len(outs(first))} outs, made twice from nothing in two places")
-        where = difference(outs(committed), outs(first))
-    here = environment(config.load())
+        where = difference(lock, outs(first))
+    here = environment(params)
     if where is None:
         print("verify: and identical to the committed dvc.lock")
         if record:
@@ -102,7 +106,7 @@ def outs(folder: Path) -> dict[tuple[str, str], str]:
     """(stage, path) of every out and metrics file, in the order of the pipeline, and its hash."""
     stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
     names = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
-    return {(name, out["path"]): out["md5"] for name in names for out in stages[name]["outs"]}
+    return {(name, out["path"]): out["md5"] for name in names for out in stages.get(name, {"outs": []})["outs"]}
 
 
 def difference(ours: dict[tuple[str, str], str], theirs: dict[tuple[str, str], str]) -> tuple[str, str] | None:

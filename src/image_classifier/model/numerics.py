@@ -108,4 +108,4 @@ def _best(device: str) -> tuple[str, str]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is full, in whatever words."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in NO_MEMORY)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in NO_MEMORY)

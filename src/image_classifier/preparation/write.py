@@ -44,7 +44,8 @@ class Decoded:
 def resume_key(data: Data, seed: int) -> str:
     """A hash of all that decides the shards: unfinished ones with another key are of no use."""
     paths = Path(data.source).rglob("*") if data.source.startswith(sources.LOCAL) else ()
-    states = [(str(path), path.lstat().st_size, path.lstat().st_ctime_ns) for path in sorted(paths)]
+    found = [(str(path), path.stat()) for path in sorted(paths) if path.exists()]  # of a link, what it leads to
+    states = [(name, state.st_size, state.st_ctime_ns) for name, state in found]
     return provenance.fingerprint("prepare", {"data": data.model_dump(), "seed": seed, "files": states}, PACKAGES)
 
 

@@ -6,6 +6,7 @@ of the real repository. Any other input has another fingerprint and starts afres
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ NO_PART: dict[str, Any] = {"evaluation": True, "export": True, "mlflow": True, "
 
 
 def fingerprint(config: Config, compute: Compute, *data: ShardReader) -> str:
-    """A hash of all that decides the trained model: params, code, versions, and `data`, the splits."""
+    """A hash of all that decides the trained model: params, code, versions, threads, and `data`, the splits."""
     facts = {
         "params": config.model_dump(mode="json", exclude=NO_PART),
         "data": [split.sha256 for split in data],
         "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
         "precision": f"{compute.name} on {compute.device}",
         "threads": config.num_threads or runtime.cpus(),
+        "instructions": {name: os.environ.get(name) for name in runtime.PORTABLE},
         "processor": provenance.processor(),
     }
     return provenance.fingerprint("train", facts, ["torch", "torchvision", "transformers", "timm", "numpy"])
@@ -41,7 +43,7 @@ class State:
 
     def __init__(self, key: str):
         self.folder = files.repository().resolve() / ".resume" / key
-        self.lock = files.lock(self.folder / "lock")
+        self.lock = files.lock(self.folder / "lock", timeout=5)  # others take it for an instant, to see if it is free
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
         """Keep tensors and plain values, replacing what was kept before; the file's name holds its checksum."""

@@ -15,6 +15,9 @@ from image_classifier.training.augment import rescale
 from image_classifier.training.modes import train_mode
 from image_classifier.training.schedule import image_size
 
+# What architectures raise at a size that they cannot take.
+UNFIT = ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError
+
 
 def takes_positions(network: PreTrainedModel) -> bool:
     """Whether position embeddings tie the network to one image size, as in ViT."""
@@ -32,17 +35,18 @@ def vision_config(network: PreTrainedModel) -> PretrainedConfig:
 
 
 def smallest_batches(training: Training, count: int, full_size: int) -> dict[int, int]:
-    """The images in the smallest batch at every size (pixels) that training will use, two at most.
+    """The images in the smallest batch at every size (pixels) that training or validation will use, two at most.
 
     `count` images are trained on; `full_size` is data.image_size.
     """
     epochs = range(training.num_epochs)
     sizes = {image_size(training.resolution_schedule, epoch, len(epochs), full_size) for epoch in epochs}
+    sizes.add(full_size)  # at which the last epoch is validated
     smallest = dict.fromkeys(sizes, count // num_batches(count, training.batch_size))
-    if training.batch_norm_images:  # on which the statistics are recomputed, in the end at full size
+    if training.batch_norm_images:  # on which the statistics are recomputed
         sample = min(training.batch_norm_images, count)
         images = sample // num_batches(sample, training.batch_size)
-        smallest = {size: min(images, smallest.get(size, images)) for size in sizes | {full_size}}
+        smallest = {size: min(images, smallest[size]) for size in sizes}
     return {size: min(images, 2) for size, images in smallest.items()}
 
 
@@ -58,14 +62,7 @@ def check_sizes(network: PreTrainedModel, batches: dict[int, int]) -> None:
             with torch.no_grad():
                 pixels = torch.zeros(count, 3, size, size)
                 outputs = trial(pixel_values=pixels, **forward_options(trial, size)).logits.shape[-1]
-        except (
-            ValueError,
-            RuntimeError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            AssertionError,
-        ) as error:  # of any architecture
+        except UNFIT as error:
             if "more than 1 value per channel" in str(error):
                 raise UserError(
                     f"training.batch_size leaves a batch of one image, on which batch norm in {name} cannot train at "

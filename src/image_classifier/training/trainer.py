@@ -14,7 +14,7 @@ from image_classifier.core import runtime
 from image_classifier.core.config import Training
 from image_classifier.core.errors import UserError
 from image_classifier.images.shards import ShardReader
-from image_classifier.model.batches import batches, deal, shuffled
+from image_classifier.model.batches import batches, deal, num_batches, shuffled
 from image_classifier.model.inference import predict, with_progress
 from image_classifier.model.numerics import Compute, is_out_of_memory
 from image_classifier.model.scores import averages, classification
@@ -49,14 +49,15 @@ class Trainer:
 
     def __post_init__(self):
         self.full_size = self.train.resize.size
-        least = min(len(self.train), self.training.batch_size, 2 * len(self.val))
-        if self.group.count > 1 and least < 2 * self.group.count:
+        smallest = len(self.train) // num_batches(len(self.train), self.training.batch_size)
+        if self.group.count > 1 and min(smallest, 2 * len(self.val)) < 2 * self.group.count:
             raise UserError(
                 f"training.num_processes: {self.group.count} are too many for training.batch_size = "
-                f"{self.training.batch_size}, or for the images: each needs two of a batch"
+                f"{self.training.batch_size}, or for the images: each needs two of every batch"
             )
-        images = hashlib.sha256("".join(self.train.hashes + self.val.hashes).encode()).hexdigest()
-        self.group.agree(f"{self.training} {self.seed} {self.precision.name} {self.network.config} {images}")
+        images = [(split.hashes, split.labels.tolist()) for split in (self.train, self.val)]
+        data = hashlib.sha256(repr(images).encode()).hexdigest()
+        self.group.agree(f"{self.training} {self.seed} {self.precision.name} {self.network.config} {data}")
         self.stepper = Stepper(
             self.network, self.normalize, self.precision, self.training, self.train, self.group, self.clock
         )
