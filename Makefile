@@ -76,7 +76,7 @@ bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may 
 	python -m benchmarks.overhead --record
 
 .PHONY: bench-full
-bench-full: ## Run all benchmarks of speed, 45 minutes: make bench-full IMAGES=folder of train.parquet and test.parquet
+bench-full: ## Run longer benchmarks too, 45 minutes: make bench-full IMAGES=folder of train.parquet and test.parquet
 	@test -d "$(IMAGES)" || { echo "which images? make bench-full IMAGES=data/raw/cifar10"; exit 1; }
 	$(MAKE) bench
 	python -m benchmarks.precisions --record

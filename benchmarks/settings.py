@@ -32,9 +32,11 @@ BASE = {
     "precision": "fp32",
     "optimizer": "adamw",
     "learning_rate": 1e-3,
+    "adam_beta2": 0.999,
     "weight_decay": 0.05,
     "scheduler": "one_cycle",
     "warmup_fraction": 0.2,
+    "label_smoothing": 0.0,
     "batch_norm_images": None,
 }
 CHANGES: dict[str, dict] = {
@@ -73,7 +75,7 @@ def main() -> None:
         measured = pairs.over_seeds("settings", folder, ways, SEEDS)
     command, packages = "python -m benchmarks.settings PARQUET_FOLDER", ["torch", "timm", "transformers"]
     if arguments.balance:
-        title = "Rare classes: five of ten with a tenth of the images"
+        title = "Rare classes: five of ten with a fifth of the images"
         kept = "balance" if arguments.record else None
         rows = [
             [f"`{kind}`", *(_of_seeds([run[score] for run in runs]) for score in ("accuracy", "common", "rare"))]
