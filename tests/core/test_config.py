@@ -50,7 +50,7 @@ def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
         ({"data": {"val_fraction": 1.5}}, "data.val_fraction = 1.5: input should be less than 1"),
         ({"data": None}, "data = None: input should be a valid dictionary"),
         ({"portable": True}, "portable = true needs num_threads"),
-        ({"training": {"optimizer": "muon"}, "model": {"freeze_backbone": True}}, "muon leaves the head to adamw"),
+        ({"training": {"optimizer": "muon"}, "model": {"freeze_backbone": True}}, "to adamw: set training.optimizer"),
         ({"portable": True, "num_threads": 2}, "portable = true needs training.precision = fp32"),
         (
             {"portable": True, "num_threads": 2, "training": {"precision": "fp32"}},

@@ -411,10 +411,12 @@ def test_verify_names_the_first_out_and_file_that_differ(trained, tmp_path):
     assert found == trained / "models/export/hf/config.json"
 
 
-@pytest.mark.parametrize(("name", "utf8"), [("cat", "0"), ("Café", "1")])
+@pytest.mark.parametrize(
+    ("name", "utf8"), [("data/raw/cat", "0"), ("data/raw/Café", "1"), ("models/pretrained/Café", "1")]
+)
 def test_verify_reads_names_that_are_not_ascii(project, monkeypatch, capsys, name, utf8):
     """Python could not read them in the ASCII locale of the second run."""
-    Path("data/raw/pets", name).mkdir(parents=True)
+    Path(name).mkdir(parents=True)
     seen = []
     monkeypatch.setattr(verify, "rerun", lambda _, surroundings: seen.append(surroundings) or project)
     assert verify.main(record=False, against=None) == 0

@@ -21,7 +21,8 @@ from image_classifier.core import config, files
 from image_classifier.core.errors import UserError
 
 ENVIRONMENT = Path("environment.json")
-# Python reads and writes text as ASCII there, where nothing else is said; names of files too.
+COPIED = "data/raw", "models/pretrained"  # what git does not hold
+# Python takes text and file names for ASCII there, where nothing else is said.
 ELSEWHERE = {"TZ": "Asia/Kathmandu", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONHASHSEED": "12345"}
 
 
@@ -35,7 +36,7 @@ def main(record: bool, against: Path | None) -> int:
         if not (committed / "dvc.lock").is_file():
             raise UserError("dvc.lock is not committed: run `dvc repro` and commit it")
         params, lock = config.load(committed / "params.yaml"), outs(committed)
-        is_ascii = all(str(path).isascii() for path in Path("data/raw").rglob("*"))
+        is_ascii = all(str(path).isascii() for name in COPIED for path in Path(name).rglob("*"))
         first = rerun(Path(folder) / "here", {})
         second = rerun(Path(folder) / "some/where/else", ELSEWHERE | ({} if is_ascii else {"PYTHONUTF8": "1"}))
         if where := difference(outs(first), outs(second)):
@@ -88,7 +89,7 @@ def changes(there: dict[str, str], here: dict[str, str]) -> str:
 def rerun(clone: Path, surroundings: dict[str, str]) -> Path:
     """Clone the committed state, give it the raw images and weights, and run the pipeline from nothing."""
     subprocess.run(["git", "clone", "-q", Path.cwd(), clone], check=True)
-    for name in ("data/raw", "models/pretrained"):
+    for name in COPIED:
         shutil.copytree(name, clone / name, dirs_exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     kept["MLFLOW_TRACKING_URI"] = f"sqlite:///{clone / 'mlflow.db'}"  # whatever params.yaml says

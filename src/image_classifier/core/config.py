@@ -165,7 +165,7 @@ class Config(Section):
                     f"training.resolution_schedule: {size} is larger than data.image_size = {self.data.image_size}"
                 )
         if self.training.optimizer == "muon" and self.model.freeze_backbone and not self.model.unfreeze_blocks:
-            raise ValueError("training.optimizer = muon leaves the head to adamw, and nothing else is trained: set it")
+            raise ValueError("muon leaves the head, all that is trained here, to adamw: set training.optimizer = adamw")
         if self.portable:
             if self.num_threads is None:
                 raise ValueError("portable = true needs num_threads: another number gives other last digits")
