@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import AutoModelForImageClassification
 
 from image_classifier.core import config, files, provenance, runtime
 from image_classifier.core.entry import exit_with
-from image_classifier.core.errors import UserError, first_line
+from image_classifier.core.errors import UserError, first_line, is_out_of_memory
 from image_classifier.export import formats
 from image_classifier.images.resize import Resize
 from image_classifier.model import checkpoint
@@ -311,6 +312,26 @@ def test_an_unexpected_error_of_the_system_says_how_to_see_where(monkeypatch, ca
     with pytest.raises(SystemExit, match=r"error: \[Errno 5\]"):
         exit_with(fails)
     assert "in fails" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_memory_that_is_full_is_one_line_in_every_stage(allocate):
+    with pytest.raises(SystemExit, match=r"^error: memory is full \(.* allocate .*\): lower the batch size, or"):
+        exit_with(lambda: allocate(10**15))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_full_memory_of_a_gpu_is_told_in_all_its_spellings(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 def test_output_that_nobody_reads_any_more_is_no_error():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from filelock import Timeout
 
-from image_classifier.core.errors import TRACEBACK, UserError, first_line
+from image_classifier.core.errors import TRACEBACK, UserError, first_line, is_out_of_memory
 
 STARTED = time.perf_counter()
 
@@ -60,8 +60,8 @@ def _explain(error: Exception) -> str | None:
         return f"{first_line(error)} ({TRACEBACK}=1 shows where)"
     if isinstance(error, sqlite3.OperationalError):
         return f"a database of DVC cannot be used: {first_line(error)}"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-        return "the GPU's memory is full: lower the batch_size of this stage in params.yaml"
+    if is_out_of_memory(error):
+        return f"memory is full ({first_line(error)}): lower the batch size, or free some ({TRACEBACK}=1 shows where)"
     return None
 
 

@@ -1,6 +1,7 @@
 """Errors that a user can fix, told in one line."""
 
 TRACEBACK = "IMAGE_CLASSIFIER_TRACEBACK"  # in the environment: 1 shows the traceback behind a one-line error
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # in the words of CUDA, cuDNN and PyTorch
 
 
 class UserError(Exception):
@@ -14,6 +15,12 @@ def first_line(error: BaseException) -> str:
     if text and isinstance(error, LookupError):
         return f"{type(error).__name__}: {text}"
     return text or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full, in whatever words; PyTorch's are a RuntimeError."""
+    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
+    return told or isinstance(error, MemoryError)
 
 
 def printable(text: object) -> str:

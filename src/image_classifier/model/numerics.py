@@ -13,8 +13,6 @@ from image_classifier.core.errors import UserError
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast; fp32 and tf32 need none
 DRIVER = Path("/proc/driver/nvidia/version")  # there where NVIDIA's driver is loaded
 ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[a-z]?")  # such as sm_90a: compute capability 9.0
-# What an allocation that failed says, on CUDA and its libraries and on a CPU.
-NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,3 @@ def _best(device: str) -> tuple[str, str]:
     if torch.cuda.get_device_capability() >= (7, 0):
         return "fp16", "this GPU has fp16 tensor cores and no bf16 units"
     return "fp32", "this GPU has no half-precision units"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full, in whatever words."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in NO_MEMORY)

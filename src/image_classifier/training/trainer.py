@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from image_classifier.core import runtime
 from image_classifier.core.config import Training
-from image_classifier.core.errors import UserError
+from image_classifier.core.errors import UserError, is_out_of_memory
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.batches import batches, deal, num_batches, shuffled
 from image_classifier.model.inference import predict, with_progress
-from image_classifier.model.numerics import Compute, is_out_of_memory
+from image_classifier.model.numerics import Compute
 from image_classifier.model.scores import averages, classification
 from image_classifier.training.augment import draw
 from image_classifier.training.distributed import Group
