@@ -2,17 +2,21 @@
 
 import io
 import math
+from collections import ChainMap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dvc.api
 import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
 from scipy.stats import binomtest, norm, t
 
 from image_classifier.core.errors import UserError
 
 PREDICTIONS = "metrics/evaluate/predictions.csv"
+LOCK, STAGES = "dvc.lock", ("prepare", "train", "evaluate")  # the stages that lead to the predictions
 WORKSPACE = "workspace"  # what DVC calls the files that lie here
 SHOWN = 10  # classes
 
@@ -121,19 +125,23 @@ def interval(only_a: int, only_b: int, count: int) -> tuple[float, float]:
     return max(-1.0, (b - a) / count - spread), min(1.0, (b - a) / count + spread)
 
 
-def _predictions(revision: str) -> pd.DataFrame:
+def _read(path: str, revision: str, parse: Callable[[str], Any]) -> Any:
     try:
-        read = dvc.api.read(PREDICTIONS, rev=revision) if revision != WORKSPACE else Path(PREDICTIONS).read_text()
-        rows = pd.read_csv(io.StringIO(read), dtype=str, keep_default_na=False)
+        return parse(dvc.api.read(path, rev=revision) if revision != WORKSPACE else Path(path).read_text())
     except Exception as error:  # of DVC, git and files
-        told = f"{revision}: {PREDICTIONS} cannot be read ({error}): `dvc exp show` lists what there is"
-        raise UserError(told) from None
+        raise UserError(f"{revision}: {path} cannot be read ({error}): `dvc exp show` lists what there is") from None
+
+
+def _predictions(revision: str) -> pd.DataFrame:
+    rows = _read(PREDICTIONS, revision, lambda text: pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False))
     return rows.sort_values(["image", "actual"], kind="stable", ignore_index=True)
 
 
 def _params(revision: str) -> dict[str, Any]:
-    values = dvc.api.params_show(rev=None if revision == WORKSPACE else revision, deps=True)
-    return pd.json_normalize(values).to_dict("records")[0]
+    """What the predictions were made with, by flat name, from dvc.lock: params.yaml may have been edited since."""
+    stages = _read(LOCK, revision, lambda text: YAML(typ="safe", pure=True).load(text)["stages"])
+    used = ChainMap(*(stages[name]["params"]["params.yaml"] for name in STAGES))
+    return pd.json_normalize(dict(used)).to_dict("records")[0]
 
 
 def _params_of(models: list[str]) -> dict[str, Any]:

@@ -18,9 +18,8 @@ def first_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full, in whatever words; PyTorch's are a RuntimeError."""
-    told = isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY)
-    return told or isinstance(error, MemoryError)
+    """Whether an error says that memory is full, in whatever words."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in NO_MEMORY)
 
 
 def printable(text: object) -> str:

@@ -88,9 +88,8 @@ def set_up(
 ) -> tuple[Any, nn.Module, ShardReader, ShardReader]:
     """What the loop is to train, how images become its input, and the two splits.
 
-    What was given, or, where a head alone is trained on images that never change, that head and their features.
-
-    Progress bars are for the first of several processes, which is told by `shown`.
+    What was given, or, where a head alone is trained on images that never change, that head and their features. Of
+    several processes the first one has progress bars: `shown`.
 
     Raises UserError: the network cannot take the images.
     """
