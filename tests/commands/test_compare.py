@@ -85,6 +85,13 @@ def test_the_interval_over_seeds_is_that_of_known_cases():
     assert (low, high) == pytest.approx((0.005 - 12.706 * 0.005, 0.005 + 12.706 * 0.005), rel=1e-3)
 
 
+def test_seeds_that_tie_are_not_sure_of_it():
+    gains = np.zeros((360, 2))
+    gains[0, 0] = gains[1, 1] = 1  # one image each, another one
+    low, high = compare.interval_over_seeds(gains)
+    assert low < 0 < gains.mean() < high
+
+
 @pytest.fixture
 def seeded(monkeypatch) -> dict[str, dict]:
     """Params by model, for models that were trained with several seeds: `HEAD` and `workspace` stand for all."""

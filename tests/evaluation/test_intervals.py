@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from image_classifier.evaluation.intervals import calibration, confidence_intervals, per_class, sample_averages
+from image_classifier.evaluation.intervals import (
+    _bootstrapped,
+    calibration,
+    confidence_intervals,
+    per_class,
+    sample_averages,
+)
 from image_classifier.model.scores import averages, classification
 
 LABELS = np.array([0, 0, 0, 1])
@@ -71,9 +77,19 @@ def test_the_bootstrap_agrees_with_theory_on_weighted_recall():
     """Weighted recall is accuracy, whose bootstrap is binomial: percentiles are known."""
     labels, right = np.arange(400) % 4, np.arange(400) % 5 > 0
     predicted = np.where(right, labels, (labels + 1) % 4)
-    found = confidence_intervals(labels, np.eye(4)[predicted] * 0.9 + 0.025)
+    found = _bootstrapped(labels, np.eye(4)[predicted] * 0.9 + 0.025)
     low, high = binom.ppf([0.025, 0.975], 400, 0.8) / 400
     assert (found.at["recall", "low"], found.at["recall", "high"]) == pytest.approx((low, high), abs=0.006)
+
+
+@pytest.mark.parametrize("mistakes", [0, 1, 10])
+def test_weighted_recall_is_accuracy_and_no_interval_is_empty(mistakes):
+    labels = np.arange(60) % 3
+    predicted = np.where(np.arange(60) < mistakes, (labels + 1) % 3, labels)
+    found = confidence_intervals(labels, np.eye(3)[predicted] * 0.7 + 0.1)
+    assert list(found.loc["recall"]) == pytest.approx(list(found.loc["accuracy"]))
+    scores = found.drop(index=["loss", "calibration_error"])
+    assert (scores["low"] < scores["value"]).all() and (scores["value"] <= scores["high"]).all()
 
 
 def test_an_interval_holds_its_value_where_classes_have_few_images():

@@ -44,6 +44,15 @@ def test_what_is_written_is_read(folder):
     assert reader.labels.tolist() == [0, 1] * 10
 
 
+def test_a_writer_that_is_only_read_holds_no_memory_for_more(tmp_path):
+    writer = ShardWriter(tmp_path, Resize(32, "stretch"), shard_size=8)
+    writer.add(IMAGES[0], 0, bytes(32), 0)
+    (images,), rows = writer.contents()
+    assert torch.equal(images, IMAGES[:1]) and rows == [0]
+    assert writer.images.untyped_storage().nbytes() == 0
+    assert writer.close(["a"]) == 1
+
+
 def test_equal_inputs_give_equal_bytes(folder, tmp_path):
     again = write(tmp_path / "again")
     for path in folder.iterdir():

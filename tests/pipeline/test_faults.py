@@ -35,7 +35,7 @@ from image_classifier.training import resume
 from image_classifier.training.resume import State
 from image_classifier.training.stepper import Stepper
 from image_classifier.training.trainer import Trainer
-from stages import evaluate, export, prepare, train
+from stages import evaluate, export, prepare, report, train
 from tests.helpers.project import AS_A_USER, HANGS, KILLED, command, edit_params, new_project, wait_for
 from tests.helpers.training import validations
 
@@ -441,6 +441,8 @@ def test_summary_waits_for_the_end_of_a_training(project, capsys):
     with pytest.raises(UserError, match=r"metrics/train/metrics.json is of a training that has not ended"):
         summary.main()
     assert not capsys.readouterr().out
+    with pytest.raises(UserError, match=r"metrics/train/metrics.json is of a training that has not ended"):
+        report.main()
 
 
 def test_verify_says_what_differs_from_the_machine_of_the_committed_bytes(trained, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Each kind of source through the real prepare stage's parts, with no network."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -877,3 +879,24 @@ def test_settings_of_the_hub_in_a_local_folder_are_refused(workspace):
     parquet(workspace / "data/raw/pets", train=pets(40))
     (workspace / "data/raw/pets/.huggingface.yaml").write_text("configs: []")
     assert "data/raw/pets/.huggingface.yaml would change what `datasets` reads" in refused()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, ""), OSError(errno.ESTALE, "")])
+def test_what_the_machine_lacks_for_a_moment_is_not_said_of_an_image(monkeypatch, error):
+    def lacks(*_):
+        raise error
+
+    monkeypatch.setattr(sources, "read", lacks)
+    with pytest.raises(type(error)):
+        decode_rows(Resize(32, "stretch"), [({"bytes": b"", "path": None}, 0, "row 0")])
+
+
+def test_full_memory_while_decoding_is_not_said_of_an_image(monkeypatch):
+    def full(_):
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "_upright", full)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    with pytest.raises(MemoryError):
+        decode.decode(file.getvalue())

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +310,26 @@ def test_what_has_no_place_here_is_refused_with_the_reason(kind, reason):
 @pytest.mark.parametrize("kind", ["deit", "levit"])
 def test_a_type_with_several_heads_is_built_with_the_first(kind):
     assert list(build(settings(kind), image_size=224).config.id2label.values()) == CLASSES
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_a_checkpoint_of_another_problem_gives_probabilities_in_the_pipeline(pretrained, tmp_path, problem):
+    (path := tmp_path / "theirs").mkdir()
+    shutil.copytree(pretrained("resnet"), path, dirs_exist_ok=True)
+    theirs = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(theirs | {"problem_type": problem}))
+    for pretrained_ in (True, False):
+        network = build(settings(path, pretrained=pretrained_)).eval()
+        checkpoint.save(tmp_path / "saved", network, Normalize(), Resize(64, "stretch"))
+        images = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
+        found = formats.run_pipeline(tmp_path / "saved", iter([(images, torch.zeros(4))]))
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+        shutil.rmtree(tmp_path / "saved")
+
+
+def test_a_network_that_no_onnx_file_holds_is_refused_before_training(monkeypatch):
+    monkeypatch.setattr("image_classifier.training.build.LARGEST", 2**20)
+    assert "GiB of weights, an ONNX file holds under 2" in refused(settings("resnet"))
 
 
 def test_a_checkpoint_for_grey_images_is_one_line(tmp_path):

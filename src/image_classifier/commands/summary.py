@@ -29,9 +29,7 @@ def main() -> int:
     # What was run, which params.yaml may no longer say.
     run = YAML(typ="safe", pure=True).load(LOCK)["stages"]
     data, training = run["prepare"]["params"]["params.yaml"], run["train"]["params"]["params.yaml"]
-    best = files.read_json(METRICS / "train/metrics.json", remedy)
-    if "best_epoch" not in best:
-        raise UserError(f"{METRICS}/train/metrics.json is of a training that has not ended: {remedy}")
+    best = tables.read_training(METRICS / "train")
     parity = files.read_json(METRICS / "export/metrics.json", remedy)
     accuracy, low, high = tables.read_intervals(METRICS / "evaluate/intervals.csv").loc["accuracy"]
     predictions = tables.read_predictions(METRICS / "evaluate/predictions.csv")

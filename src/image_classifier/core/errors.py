@@ -1,7 +1,8 @@
 """Errors that a user can fix, told in one line."""
 
 TRACEBACK = "IMAGE_CLASSIFIER_TRACEBACK"  # in the environment: 1 shows the traceback behind a one-line error
-NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # in the words of CUDA, cuDNN and PyTorch
+# In the words of CUDA, cuDNN, PyTorch, C++ and ONNX Runtime.
+NO_MEMORY = ("out of memory", "ALLOC_FAILED", "can't allocate memory", "bad_alloc", "Failed to allocate memory")
 
 
 class UserError(Exception):

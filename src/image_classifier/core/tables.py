@@ -4,10 +4,21 @@ from pathlib import Path
 
 import pandas as pd
 
+from image_classifier.core import files
+from image_classifier.core.errors import UserError
+
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """predictions.csv of evaluate, one row an image: image (SHA-256), actual, predicted, confidence; all of it text."""
     return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def read_training(train: Path) -> dict:
+    """metrics.json of train: the figures of the epoch that was the best on val. Raises UserError: there is none yet."""
+    best = files.read_json(train / "metrics.json", remedy := "run `dvc repro`")
+    if "best_epoch" not in best:
+        raise UserError(f"{train}/metrics.json is of a training that has not ended: {remedy}")
+    return best
 
 
 def read_classes(path: Path) -> pd.DataFrame:

@@ -25,7 +25,11 @@ def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> pd.Da
         if k < (classes := probabilities.shape[1]):
             hits = top_k_accuracy_score(labels, probabilities, k=k, labels=range(classes), normalize=False)
             rows[f"top_{k}_accuracy"] = _share(int(hits), len(labels))
-    return pd.concat([pd.DataFrame(rows, ["value", "low", "high"]).T, _bootstrapped(labels, probabilities)])
+    rest = _bootstrapped(labels, probabilities)
+    rest.loc["recall"] = rows["accuracy"]  # weighted by class, it is the same share
+    if rows["accuracy"][0] == 1:  # without a mistake every sample is as perfect
+        rest.loc[list(averages(labels, predicted)), "low"] = rows["accuracy"][1]
+    return pd.concat([pd.DataFrame(rows, ["value", "low", "high"]).T, rest])
 
 
 def _share(hits: int, count: int) -> tuple[float, float, float]:

@@ -61,7 +61,7 @@ def run_pipeline(folder: Path, batches: Iterable[tuple[Tensor, Tensor]]) -> np.n
     columns, found = classify.model.config.label2id, []
     for images, _ in batches:
         batch = [Image.fromarray(image) for image in images.numpy()]
-        for scores in classify(batch, batch_size=len(batch), top_k=len(columns), function_to_apply="softmax"):
+        for scores in classify(batch, batch_size=len(batch), top_k=len(columns)):
             found.append(np.zeros(len(columns), np.float32))
             for score in scores:
                 found[-1][columns[score["label"]]] = score["score"]

@@ -64,7 +64,7 @@ class ShardWriter:
         """All images so far, in runs uint8 [N, size, size, 3], read when they are used; and their rows."""
         if self.filled:
             self._flush()
-        self.images = self.images[:0]  # nothing is added any more
+        self.images = self.images[:0].clone()  # nothing is added any more: the memory is free
         shards = [_open(self.folder, shard, f"remove {self.folder}") for shard in self.shards]
         return [shard["images"] for shard in shards], [row for shard in shards for row in shard["rows"].tolist()]
 

@@ -94,7 +94,7 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
         if tags.get(TIFF_SAMPLE_FORMAT) == SIGNED:
             raise ValueError(f"its pixels are signed ({tags.get(TIFF_BITS)} bits), of unknown range: save it unsigned")
         return _opaque(_upright(_eight_bits(image, tags.get(TIFF_BITS, 16), inverted)), background)
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError:
         raise NotAnImage(f"not an image in one of the formats {', '.join(formats())}") from None

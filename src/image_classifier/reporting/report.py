@@ -32,7 +32,7 @@ def write_report(path: Path, config: Config, metrics: Path, index: Path, weights
     Raises UserError: an input is missing or damaged.
     """
     train = files.read_json(index, "run `dvc repro prepare`")
-    best_epoch = files.read_json(metrics / "train/metrics.json", "run `dvc repro train`")["best_epoch"]
+    best_epoch = tables.read_training(metrics / "train")["best_epoch"]
     predictions = tables.read_predictions(metrics / "evaluate/predictions.csv")
     intervals = tables.read_intervals(metrics / "evaluate/intervals.csv")
     parity = tables.read_parity(metrics / "export/parity.csv")

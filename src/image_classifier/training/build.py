@@ -27,6 +27,7 @@ from image_classifier.training.sizes import own_size, takes_positions, vision_co
 # Architectures that can be built without asking the hub, by transformers' own defaults for the
 # type. Any other type (resnet, vit, efficientnet, ...) can be named by itself.
 KNOWN_ARCHITECTURES = {"apple/mobilevit-small": "mobilevit"}
+LARGEST = 2**31 - 2**24  # bytes of weights in float32: protobuf's limit, less what else an ONNX file holds
 # Classifiers of transformers that have no place in this pipeline, and why.
 OUTSIDE = {
     "dinat": "needs the package natten",
@@ -46,6 +47,7 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
     # The number as well: some configurations keep their own in spite of the names.
     ids = {name: label for label, name in enumerate(class_names)}
     labels = {"num_labels": len(ids), "id2label": dict(enumerate(class_names)), "label2id": ids}
+    labels["problem_type"] = None  # of a checkpoint for several labels, say; None is one label per image
     try:
         network = _pretrained(model, labels) if model.pretrained else _from_scratch(model, labels, image_size)
     except UserError:
@@ -57,6 +59,8 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
             module.p = model.dropout
     if network.config.model_type == timm_models.TYPE:
         timm_models.settle(network, class_names, model.dropout)
+    if (size := 4 * sum(parameter.numel() for parameter in network.parameters())) > LARGEST:
+        raise UserError(f"model.name = {model.name}: {size / 2**30:.1f} GiB of weights, an ONNX file holds under 2")
     for parameter in network.parameters():
         if not parameter.isfinite().all():
             raise UserError(f"model.name = {model.name} has weights that are not finite: fetch it again")

@@ -143,7 +143,8 @@ def launch(stage: str, training: Training, device: torch.device) -> bool:
         raise UserError(f"training.num_processes = {count}, but there are {gpus} GPUs: set it to auto")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, runtime.cpus() // count)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")  # seconds until those still there are killed
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # this machine alone
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")  # this machine alone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch says that no parameter went unused
     on = f" on {count} of {gpus} GPUs" if gpus else ""
     print(f"{stage}: {count} processes share each batch{on}", flush=True)
