@@ -2,20 +2,24 @@
 
     python -m benchmarks.finetuned PARQUET_FOLDER             # with train.parquet and test.parquet; 35 minutes
     python -m benchmarks.finetuned PARQUET_FOLDER --growth    # the recipe on 100, 1,000 and 10,000 images
+    python -m benchmarks.finetuned PARQUET_FOLDER --seeds     # both with five seeds, a core each; five hours
     python -m benchmarks.finetuned PARQUET_FOLDER --hour      # the peer alone, an hour at most on all images
 
 Ours is the real pipeline in a clone of the committed state. The peer is the Trainer with the defaults of transformers'
 run_image_classification.py (three epochs, batch 8, AdamW 5e-5 in a linear decay, random resized crops, flips, fp32)
-from the same weights, on the same images at the same 160 px, stopped at 15 minutes or at an hour.
+from the same weights, on the same images at the same 160 px, stopped at 15 minutes or at an hour (--seeds: never).
 """
 
 import argparse
 import json
+import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +28,17 @@ from ruamel.yaml import YAML
 
 from benchmarks import pairs, records
 from benchmarks.records import ROOT
+from image_classifier.commands.compare import interval_over_seeds
 from image_classifier.core import config, tables
 from image_classifier.evaluation.intervals import wilson
 
 COLUMNS = ("what", "minutes of training", "test accuracy", "95% interval", "of")
 GROWTH_COLUMNS = ("training images", "epochs", "minutes of training", "test accuracy", "95% interval")
-SECONDS, HOUR, SIZE, SEED = 15 * 60, 60 * 60, 160, 0
+SECONDS, HOUR, SIZE, SEEDS = 15 * 60, 60 * 60, 160, 5
 OURS = "this project, `cifar10-finetune`"
 PEER = "Trainer, the defaults of `run_image_classification`"
+PREDICTIONS = "peer.csv"  # of the peer, in the clone
+SEEDS_COLUMNS = ("seed", OURS, PEER, "difference")
 GROWTH = {100: 40, 1_000: 16}  # images: epochs, more where there are fewer, so that there are steps enough
 
 
@@ -41,12 +48,14 @@ def main() -> None:
     parser.add_argument("parquet", type=Path)
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--growth", action="store_true", help="fewer images instead of a peer")
+    kinds.add_argument("--seeds", action="store_true", help="both with five seeds")
     kinds.add_argument("--hour", action="store_true", help="the peer on all images, beside cifar10-finetune-hour")
     parser.add_argument("--peer", type=Path, metavar="CLONE", help=argparse.SUPPRESS)
     parser.add_argument("--record", action="store_true", help="keep the figures in benchmarks/records")
     arguments = parser.parse_args()
     if arguments.peer:
-        print(json.dumps(trainer(arguments.peer, HOUR if arguments.hour else SECONDS)))
+        seconds = float("inf") if arguments.seeds else HOUR if arguments.hour else SECONDS
+        print(json.dumps(trainer(arguments.peer, seconds)))
         return
     command, packages = "python -m benchmarks.finetuned PARQUET_FOLDER", ["torch", "timm", "transformers"]
     recipe = "cifar10-finetune-hour" if arguments.hour else "cifar10-finetune"
@@ -63,6 +72,12 @@ def main() -> None:
             title, name = "How accuracy grows with the number of images", "growth" if arguments.record else None
             records.publish(name, title, f"{command} --growth", packages, GROWTH_COLUMNS, rows, note)
             return
+        if arguments.seeds:
+            note = "10,000 training images at 160 px, the same weights and 10,000 test images, a core for each seed."
+            name, title = "finetuned-seeds" if arguments.record else None, "Fine-tuning with five seeds"
+            rows = over_seeds(arguments.parquet, clone)
+            records.publish(name, title, f"{command} --seeds", packages, SEEDS_COLUMNS, rows, note)
+            return
         if arguments.hour:
             prepare(clone, None)
             note = "The same 38,000 images and pretrained weights as `cifar10-finetune-hour`, at 160 px, one seed."
@@ -78,12 +93,40 @@ def main() -> None:
     records.publish(name, "Fine-tuning on 10,000 images of CIFAR-10", command, packages, COLUMNS, rows, note)
 
 
-def prepare(clone: Path, count: int | None, epochs: int | None = None) -> int:
+def over_seeds(parquet: Path, clone: Path) -> list[list[str]]:
+    """Both with each seed: their accuracies, and the means with 95% intervals for other seeds and other test images."""
+    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for core in (known := os.sched_getaffinity(0)):
+        cores.put(core)
+
+    def run(seed: int) -> np.ndarray:
+        os.sched_setaffinity(0, {core := cores.get()})  # of this thread, and of what it starts
+        own = shutil.copytree(clone, clone.with_name(f"seed-{seed}"), symlinks=True)
+        pipeline(own, 10_000, seed=seed)
+        peer(parquet, own, "--seeds")
+        cores.put(core)
+        return np.stack([right(own / "metrics/evaluate/predictions.csv"), right(own / PREDICTIONS)])
+
+    with ThreadPoolExecutor(len(known)) as pool:
+        found = np.stack(list(pool.map(run, range(SEEDS))), axis=2).astype(float)  # [both, images, seeds]
+    columns = [found[0], found[1], found[0] - found[1]]
+    rows = [[str(seed), *(f"{column[:, seed].mean():.4f}" for column in columns)] for seed in range(SEEDS)]
+    means = [(column.mean(), *interval_over_seeds(column)) for column in columns]
+    return [*rows, ["mean", *(f"{mean:.4f} ({low:.4f} to {high:.4f})" for mean, low, high in means)]]
+
+
+def right(predictions: Path) -> np.ndarray:
+    """Whether each test image was classified right, bool [N], in the order of their hashes."""
+    table = tables.read_predictions(predictions).sort_values(["image", "actual"], kind="stable")
+    return (table["predicted"] == table["actual"]).to_numpy()
+
+
+def prepare(clone: Path, count: int | None, epochs: int | None = None, seed: int = 0) -> int:
     """Prepare `count` training images in the clone, None = all; return its recipe's number of epochs."""
     yaml = YAML()
     params = yaml.load(clone / "params.yaml")
     params["data"]["source"], params["data"]["subset_size"] = "data/raw/cifar10", count
-    params["data"]["revision"] = None
+    params["data"]["revision"], params["seed"] = None, seed
     if epochs is not None:
         params["training"]["num_epochs"] = epochs
     yaml.dump(params, clone / "params.yaml")
@@ -98,9 +141,9 @@ def stage(clone: Path, name: str) -> float:
     return (time.perf_counter() - started) / 60
 
 
-def pipeline(clone: Path, count: int, epochs: int | None = None) -> list[str]:
+def pipeline(clone: Path, count: int, epochs: int | None = None, seed: int = 0) -> list[str]:
     """Prepare, train and evaluate in the clone on `count` images; epochs, minutes of training, accuracy, interval."""
-    number = prepare(clone, count, epochs)
+    number = prepare(clone, count, epochs, seed)
     minutes = stage(clone, "train")
     stage(clone, "evaluate")
     found = tables.read_intervals(clone / "metrics/evaluate/intervals.csv").loc["accuracy"]
@@ -113,8 +156,9 @@ def peer(parquet: Path, clone: Path, *options: str) -> list[str]:
     return pairs.alone("finetuned", str(parquet), "--peer", str(clone), *options)
 
 
-def trainer(clone: Path, seconds: int) -> list[str]:
+def trainer(clone: Path, seconds: float) -> list[str]:
     """The peer, on the shards of the clone, for so long at most; minutes of training, accuracy, interval."""
+    import pandas as pd
     import torch
     from torchvision.transforms import v2
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -143,18 +187,23 @@ def trainer(clone: Path, seconds: int) -> list[str]:
             image = self.split.gather(np.array([row]))[0].permute(2, 0, 1)
             return {"pixel_values": self.transform(image), "labels": int(self.split.labels[row])}
 
-    set_seed(SEED)
     params = config.load(clone / "params.yaml")
+    set_seed(params.seed)
     whole = {"dropout": None, "freeze_backbone": False, "unfreeze_blocks": 0}  # as the example trains
     model = params.model.model_copy(update={"name": str(clone / params.model.name)} | whole)
     normalize = input_normalization("checkpoint", model)
     random = [v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()]
     train, test = Images("train", random), Images("test", [])
-    network = build_network(model, train.split.class_names, SIZE, SEED)
+    network = build_network(model, train.split.class_names, SIZE, params.seed)
     stop = Stop()
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
-            output_dir=folder, report_to=[], save_strategy="no", use_cpu=True, remove_unused_columns=False, seed=SEED
+            output_dir=folder,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+            remove_unused_columns=False,
+            seed=params.seed,
         )
         loop = Trainer(
             model=network.to(memory_format=torch.contiguous_format),
@@ -164,6 +213,8 @@ def trainer(clone: Path, seconds: int) -> list[str]:
         )
         loop.train()
         found = loop.predict(test)
+    table = {"image": test.split.hashes, "actual": found.label_ids, "predicted": found.predictions.argmax(axis=1)}
+    pd.DataFrame(table).to_csv(clone / PREDICTIONS, index=False)
     hits = int((found.predictions.argmax(axis=1) == found.label_ids).sum())
     low, high = wilson(hits, len(found.label_ids))
     return [f"{stop.seconds / 60:.1f}", f"{hits / len(found.label_ids):.4f}", f"{low:.4f} to {high:.4f}"]
