@@ -13,7 +13,6 @@ from the same weights, on the same images at the same 160 px, stopped at 15 minu
 import argparse
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from ruamel.yaml import YAML
 from benchmarks import pairs, records
 from benchmarks.records import ROOT
 from image_classifier.commands.compare import interval_over_seeds
-from image_classifier.core import config, tables
+from image_classifier.core import config, runtime, tables
 from image_classifier.evaluation.intervals import wilson
 
 COLUMNS = ("what", "minutes of training", "test accuracy", "95% interval", "of")
@@ -95,19 +94,15 @@ def main() -> None:
 
 def over_seeds(parquet: Path, clone: Path) -> list[list[str]]:
     """Both with each seed: their accuracies, and the means with 95% intervals for other seeds and other test images."""
-    cores: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for core in (known := os.sched_getaffinity(0)):
-        cores.put(core)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the peers; ours have params.num_threads
 
     def run(seed: int) -> np.ndarray:
-        os.sched_setaffinity(0, {core := cores.get()})  # of this thread, and of what it starts
         own = shutil.copytree(clone, clone.with_name(f"seed-{seed}"), symlinks=True)
-        pipeline(own, 10_000, seed=seed)
+        pipeline(own, 10_000, seed=seed, threads=1)
         peer(parquet, own, "--seeds")
-        cores.put(core)
         return np.stack([right(own / "metrics/evaluate/predictions.csv"), right(own / PREDICTIONS)])
 
-    with ThreadPoolExecutor(len(known)) as pool:
+    with ThreadPoolExecutor(runtime.cpus()) as pool:
         found = np.stack(list(pool.map(run, range(SEEDS))), axis=2).astype(float)  # [both, images, seeds]
     columns = [found[0], found[1], found[0] - found[1]]
     rows = [[str(seed), *(f"{column[:, seed].mean():.4f}" for column in columns)] for seed in range(SEEDS)]
@@ -121,12 +116,14 @@ def right(predictions: Path) -> np.ndarray:
     return (table["predicted"] == table["actual"]).to_numpy()
 
 
-def prepare(clone: Path, count: int | None, epochs: int | None = None, seed: int = 0) -> int:
+def prepare(
+    clone: Path, count: int | None, epochs: int | None = None, seed: int = 0, threads: int | None = None
+) -> int:
     """Prepare `count` training images in the clone, None = all; return its recipe's number of epochs."""
     yaml = YAML()
     params = yaml.load(clone / "params.yaml")
     params["data"]["source"], params["data"]["subset_size"] = "data/raw/cifar10", count
-    params["data"]["revision"], params["seed"] = None, seed
+    params["data"]["revision"], params["seed"], params["num_threads"] = None, seed, threads
     if epochs is not None:
         params["training"]["num_epochs"] = epochs
     yaml.dump(params, clone / "params.yaml")
@@ -141,9 +138,11 @@ def stage(clone: Path, name: str) -> float:
     return (time.perf_counter() - started) / 60
 
 
-def pipeline(clone: Path, count: int, epochs: int | None = None, seed: int = 0) -> list[str]:
+def pipeline(
+    clone: Path, count: int, epochs: int | None = None, seed: int = 0, threads: int | None = None
+) -> list[str]:
     """Prepare, train and evaluate in the clone on `count` images; epochs, minutes of training, accuracy, interval."""
-    number = prepare(clone, count, epochs, seed)
+    number = prepare(clone, count, epochs, seed, threads)
     minutes = stage(clone, "train")
     stage(clone, "evaluate")
     found = tables.read_intervals(clone / "metrics/evaluate/intervals.csv").loc["accuracy"]

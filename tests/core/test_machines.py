@@ -25,6 +25,7 @@ from image_classifier.images.resize import Resize
 from image_classifier.model import checkpoint
 from image_classifier.preparation import write
 from image_classifier.preparation.write import ROWS_READ, TASK_SIZE, decoded
+from image_classifier.training.build import build_network
 from image_classifier.training.distributed import Group
 from image_classifier.training.resume import State
 from image_classifier.training.sizes import smallest_batches
@@ -384,3 +385,26 @@ def test_the_full_size_is_tried_even_if_only_validation_uses_it():
     training = config.load(ROOT / "params.yaml").training
     training = training.model_copy(update={"batch_norm_images": None, "resolution_schedule": [32], "batch_size": 8})
     assert smallest_batches(training, count=100, full_size=160) == {32: 2, 160: 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        ("torch.load", lambda: State("key").load(Group())),
+        ("transformers.AutoModelForImageClassification.from_pretrained", lambda: checkpoint.load("models/checkpoint")),
+        ("onnxruntime.InferenceSession", lambda: formats.session("models/export/model.onnx")),
+        (
+            "image_classifier.training.build._from_scratch",
+            lambda: build_network(config.load().model, ["a", "b"], 64, seed=0),
+        ),
+    ],
+)
+def test_full_memory_while_loading_is_not_said_of_a_file(trained, monkeypatch, name, load):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes")
+
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(State, "_read", lambda _: b"some")
+    monkeypatch.setattr(name, full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load()

@@ -8,7 +8,7 @@ import onnxruntime
 from PIL import Image
 from torch import Tensor
 
-from image_classifier.core.errors import UserError, first_line
+from image_classifier.core.errors import UserError, first_line, is_out_of_memory
 
 FILES = {"onnx": "model.onnx", "int8": "model-int8.onnx"}
 
@@ -30,6 +30,8 @@ def session(path: str | Path, num_threads: int | None = None) -> onnxruntime.Inf
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} cannot be loaded ({first_line(error)}): {remedy}") from None
 
 

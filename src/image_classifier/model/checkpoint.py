@@ -8,7 +8,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from image_classifier.core import files
 from image_classifier.core.config import Model
-from image_classifier.core.errors import UserError, first_line
+from image_classifier.core.errors import UserError, first_line, is_out_of_memory
 from image_classifier.images.resize import Resize
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.normalize import Normalize, image_processor, normalization_of
@@ -44,6 +44,8 @@ def load(folder: str | Path, stage: str = "train") -> tuple[PreTrainedModel, Nor
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{folder} cannot be loaded ({first_line(error)}): {remedy}") from None
     if "background" not in processing:
         raise UserError(f"{folder} was made by an older version of this project: {remedy}")

@@ -69,11 +69,11 @@ def pairs(splits: dict[str, list[Tensor]]) -> tuple[list[Pair], float, float]:
             )
             best: dict[int, tuple[float, int]] = {}
             for row, other, similarity in zip(rows.tolist(), others.tolist(), similar.tolist(), strict=True):
-                if similarity >= limits.fine:
-                    best[row] = max(best.get(row, (-1.0, 0)), (similarity, other))
+                if similarity >= limits.fine:  # three digits: later ones depend on the processor
+                    best[row] = max(best.get(row, (-1.0, 0)), (round(similarity, 3), other))
             for row, (similarity, other) in sorted(best.items()):
                 split = int(np.searchsorted(starts, other, side="right")) - 1
-                found.append(Pair(name, number + row, names[split], other - starts[split], round(similarity, 4)))
+                found.append(Pair(name, number + row, names[split], other - starts[split], similarity))
             number += len(images)
         if name != names[-1]:
             known = torch.cat([known, *own])

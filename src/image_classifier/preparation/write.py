@@ -99,7 +99,7 @@ def write_indexes(writers: dict[str, ShardWriter], parts: dict[str, datasets.Dat
             names.append(sources.location(row["image"], row["row"]))
         findings = writers[pair.split].findings
         if not any(line.startswith(f"{names[0]}: ") for line in findings["duplicates"]):
-            line = f"{names[0]}: like {names[1]} in {pair.other_split} ({pair.similarity:.4f})"
+            line = f"{names[0]}: like {names[1]} in {pair.other_split} ({pair.similarity:.3f})"
             findings["near_duplicates"].append(line)
     if number := sum(len(writer.findings["near_duplicates"]) for writer in writers.values()):
         print(

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from image_classifier.core import config, hub
 from image_classifier.core.config import Model
-from image_classifier.core.errors import UserError, first_line
+from image_classifier.core.errors import UserError, first_line, is_out_of_memory
 from image_classifier.model.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize, normalization_of
 from image_classifier.training import timm_models
 from image_classifier.training.layers import freeze, head_parameters
@@ -53,6 +53,8 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
     except UserError:
         raise
     except Exception as error:  # of many libraries: files, pickles, HTTP, transformers' own checks
+        if is_out_of_memory(error):
+            raise
         raise _cannot_load(model, error) from None
     for module in network.modules():
         if isinstance(module, nn.Dropout) and model.dropout is not None:

@@ -14,7 +14,7 @@ import torch
 
 from image_classifier.core import files, provenance, runtime
 from image_classifier.core.config import Config
-from image_classifier.core.errors import UserError, first_line
+from image_classifier.core.errors import UserError, first_line, is_out_of_memory
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.numerics import Compute
 from image_classifier.training.distributed import Group
@@ -70,6 +70,8 @@ class State:
         try:
             return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
         except Exception as error:  # torch refuses pickles, and whatever is no archive of tensors
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"{self.folder} holds no state of a training ({first_line(error)}): remove it") from None
 
     def forget(self) -> None:
