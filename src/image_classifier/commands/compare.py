@@ -106,7 +106,7 @@ def interval_over_seeds(gains: np.ndarray) -> tuple[float, float]:
     images, seeds = gains.shape
     of_image, of_seed = gains.mean(axis=1, keepdims=True), gains.mean(axis=0, keepdims=True)
     rest = ((gains - of_image - of_seed + gains.mean()) ** 2).sum() / ((images - 1) * (seeds - 1))
-    between_seeds = max(images * of_seed.var(ddof=1), rest)  # seeds that happen to tie are no surer than the rest
+    between_seeds = max(images * of_seed.var(ddof=1), rest)  # or seeds that happen to tie shrink it to nothing
     between_images = max(0.0, seeds * of_image.var(ddof=1) - rest)
     total = between_seeds + between_images
     freedom = (seeds - 1) * (total / between_seeds) ** 2 if between_seeds else math.inf
