@@ -214,9 +214,9 @@ def trainer(clone: Path, seconds: float) -> list[str]:
         found = loop.predict(test)
     table = {"image": test.split.hashes, "actual": found.label_ids, "predicted": found.predictions.argmax(axis=1)}
     pd.DataFrame(table).to_csv(clone / PREDICTIONS, index=False)
-    hits = int((found.predictions.argmax(axis=1) == found.label_ids).sum())
-    low, high = wilson(hits, len(found.label_ids))
-    return [f"{stop.seconds / 60:.1f}", f"{hits / len(found.label_ids):.4f}", f"{low:.4f} to {high:.4f}"]
+    share = float((table["predicted"] == table["actual"]).mean())
+    low, high = wilson(share, len(test))
+    return [f"{stop.seconds / 60:.1f}", f"{share:.4f}", f"{low:.4f} to {high:.4f}"]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """How far scores can be relied on: 95 % intervals, top-k accuracy, calibration."""
 
+import math
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
-from scipy.stats import binomtest
+from scipy.stats import norm
 from sklearn.metrics import top_k_accuracy_score
 
 from image_classifier.model.scores import AVERAGES, averages, class_scores
@@ -15,49 +17,59 @@ RESAMPLES = 1000  # of the bootstrap
 def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """Every score with its 95 % interval, one row each: value, low, high; indexed by the score's name.
 
-    `labels` are int64 [N], `probabilities` float [N, classes]. Shares of the images have Wilson's interval. The others
-    have percentiles of a bootstrap over the images, which draws the same samples every time, less the bootstrap's own
-    bias: a sample lacks some of the images, and where a class has few of them its scores fall short of the value.
+    `labels` are int64 [N], `probabilities` float [N, classes]. Shares of the images have Wilson's interval. So have
+    averages over the classes, with the number of images at which a share would vary as much as the average does in a
+    bootstrap over each class's images (the effective sample size of Korn and Graubard 1998): the bootstrap's own
+    percentiles are too narrow near 1. Loss and calibration error have percentiles of a bootstrap over all images.
     """
-    predicted = probabilities.argmax(axis=1)
-    rows = {"accuracy": _share(int((predicted == labels).sum()), len(labels))}
+    predicted, classes = probabilities.argmax(axis=1), range(probabilities.shape[1])
+    shares = {"accuracy": (predicted == labels).mean()}
     for k in (2, 5):
-        if k < (classes := probabilities.shape[1]):
-            hits = top_k_accuracy_score(labels, probabilities, k=k, labels=range(classes), normalize=False)
-            rows[f"top_{k}_accuracy"] = _share(int(hits), len(labels))
-    rest = _bootstrapped(labels, probabilities)
-    rest.loc["recall"] = rows["accuracy"]  # weighted by class, it is the same share
-    if rows["accuracy"][0] == 1:  # without a mistake every sample is as perfect
-        rest.loc[list(averages(labels, predicted)), "low"] = rows["accuracy"][1]
-    return pd.concat([pd.DataFrame(rows, ["value", "low", "high"]).T, rest])
+        if k < len(classes):
+            shares[f"top_{k}_accuracy"] = top_k_accuracy_score(labels, probabilities, k=k, labels=classes)
+    rows = {name: (share, *wilson(share, len(labels))) for name, share in shares.items()}
+    rows |= _averages(labels, predicted) | {"recall": rows["accuracy"]}  # weighted by class, recall is the same share
+    return pd.DataFrame(rows | _losses(labels, probabilities), ["value", "low", "high"]).T
 
 
-def _share(hits: int, count: int) -> tuple[float, float, float]:
-    return hits / count, *wilson(hits, count)
-
-
-def _bootstrapped(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """The rows of `confidence_intervals` that are no shares: precision, recall, F1, loss, calibration error."""
-    predicted, rng = probabilities.argmax(axis=1), np.random.default_rng(0)
+def _averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """The rows of `confidence_intervals` that are averages over the classes: precision, recall and F1."""
     # Each pair of classes once, weighted by how often a sample draws it: the time does not grow with N.
     pairs, counts = np.unique([labels, predicted], axis=1, return_counts=True)
-    weights = rng.multinomial(len(labels), counts / len(labels), size=RESAMPLES)
-    samples = sample_averages(pairs[0], pairs[1], weights)
+    by_class, rng = [counts[pairs[0] == label] for label in np.unique(labels)], np.random.default_rng(0)
+    weights = np.hstack([rng.multinomial(own.sum(), own / own.sum(), size=RESAMPLES) for own in by_class])
+    variances = sample_averages(pairs[0], pairs[1], weights).var()
+    # A class that happens to be all right varies in no sample: at most what the sizes of the classes allow.
+    most_macro = len(by_class) ** 2 / sum(1 / own.sum() for own in by_class)
+    rows = {}
+    for name, value in averages(labels, predicted).items():
+        most = most_macro if name.startswith("macro_") else len(labels)
+        perfect = min(value, 1 - value) < 1e-9  # or perfectly wrong, as is every sample: nothing varies
+        rows[name] = (value, *wilson(value, most if perfect else min(most, value * (1 - value) / variances[name])))
+    return rows
+
+
+def _losses(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """The rows of `confidence_intervals` that come from probabilities: loss and calibration error.
+
+    The calibration error of a calibrated model is above 0 too, by chance, and a bootstrap adds as much again. Where
+    such a model would show the error in question (consistency resampling, Broecker and Smith 2007), the interval
+    begins at 0; else the lower end is less both.
+    """
+    predicted, rng = probabilities.argmax(axis=1), np.random.default_rng(0)
     losses = -np.log(probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps))
     confidence = probabilities.max(axis=1)
     bins, gaps = _bins(confidence), (predicted == labels) - confidence.astype(float)
-    drawn = []
-    for _ in range(RESAMPLES):
-        rows = rng.integers(len(labels), size=len(labels))
-        drawn.append((losses[rows].mean(), _calibration_error(bins[rows], gaps[rows])))
-    samples[["loss", "calibration_error"]] = drawn
-    own = averages(labels, predicted) | {"loss": losses.mean(), "calibration_error": _calibration_error(bins, gaps)}
-    table = pd.DataFrame({"value": pd.Series(own, dtype=float)})
-    bias = samples.mean() - table["value"]
-    for name, quantile in (("low", 0.025), ("high", 0.975)):
-        bound = (samples.quantile(quantile) - bias).clip(lower=0)
-        table[name] = bound.where(bound.index == "loss", bound.clip(upper=1))
-    return table
+    samples = (rng.integers(len(labels), size=len(labels)) for _ in range(RESAMPLES))
+    drawn = [(losses[rows].mean(), _calibration_error(bins[rows], gaps[rows])) for rows in samples]
+    values = np.array([losses.mean(), _calibration_error(bins, gaps)])
+    bias = np.mean(drawn, axis=0) - values
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0) - bias
+    calibrated = (rng.random(len(labels)) < confidence for _ in range(RESAMPLES))
+    chance = np.quantile([_calibration_error(bins, right - confidence.astype(float)) for right in calibrated], 0.975)
+    low[1] = low[1] - bias[1] if values[1] > chance else 0
+    rows = np.stack([values, low.clip(min=0), high.clip(max=(np.inf, 1))], axis=1)
+    return dict(zip(("loss", "calibration_error"), map(tuple, rows.tolist()), strict=True))
 
 
 def sample_averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> pd.DataFrame:
@@ -84,10 +96,13 @@ def sample_averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarr
     return pd.DataFrame(values)
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, `hits` of `count`."""
-    interval = binomtest(hits, count).proportion_ci(method="wilson")
-    return interval.low, interval.high
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` images; a count need not be whole."""
+    z = norm.ppf(0.975)
+    middle = share + z**2 / (2 * count)
+    reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    low, high = ((middle + side * reach) / (1 + z**2 / count) for side in (-1, 1))
+    return max(min(low, share), 0.0), min(max(high, share), 1.0)  # none and all are bounds themselves, but for rounding
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
@@ -118,9 +133,5 @@ def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[s
     predicted = probabilities.argmax(axis=1)
     scores = class_scores(labels, predicted, labels=range(len(class_names)))
     table = pd.DataFrame(dict(zip(("class", *AVERAGES, "support"), (class_names, *scores), strict=True)))
-    hits = np.bincount(labels[labels == predicted], minlength=len(class_names))
-    ends = [
-        wilson(*pair) if pair[1] else (0.0, 1.0)
-        for pair in zip(hits.tolist(), table["support"].astype(int), strict=True)
-    ]
+    ends = [wilson(*pair) if pair[1] else (0.0, 1.0) for pair in zip(table["recall"], table["support"], strict=True)]
     return table.assign(recall_low=[low for low, _ in ends], recall_high=[high for _, high in ends])

@@ -28,14 +28,8 @@ def write_evaluation(folder: Path, labels: np.ndarray, probabilities: np.ndarray
     bins = calibration(labels, probabilities)
     bins.to_csv(folder / "calibration.csv", index=False, float_format="%.6f")
     names, predicted = np.array(test.class_names), probabilities.argmax(axis=1)
-    predictions = pd.DataFrame(
-        {
-            "image": test.hashes,
-            "actual": names[labels],
-            "predicted": names[predicted],
-            "confidence": probabilities.max(axis=1),
-        }
-    )
+    classes = {"actual": names[labels], "predicted": names[predicted]}
+    predictions = pd.DataFrame({"image": test.hashes, **classes, "confidence": probabilities.max(axis=1)})
     predictions.to_csv(folder / "predictions.csv", index=False, float_format="%.6f")
     wrong = predictions[labels != predicted].sort_values("confidence", ascending=False, kind="stable")
     sample = predictions.sample(min(SHOWN, len(labels)), random_state=0)

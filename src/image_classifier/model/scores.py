@@ -17,11 +17,11 @@ def classification(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, f
     return {name: float(value) for name, value in values.items()}
 
 
-def averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+def averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Precision, recall and F1 of predicted classes int64 [N], averaged by support and, as macro_NAME, by class."""
     values: dict[str, float] = {}
     for average, prefix in (("weighted", ""), ("macro", "macro_")):
-        scores = class_scores(labels, predicted, average=average, sample_weight=weights)
+        scores = class_scores(labels, predicted, average=average)
         values |= {prefix + name: score for name, score in zip(AVERAGES, scores[:3], strict=True)}
     return values
 
