@@ -174,6 +174,19 @@ def test_a_16_bit_color_that_stands_for_transparent_shows_the_background():
     assert pixels(png(0, gray, struct.pack(">H", 1000)), "#00ff00")[0].tolist() == [[0] * 3, [0, 255, 0], [255] * 3]
     color = np.array([[[65535, 0, 0], [0, 0, 65535]]])
     assert pixels(png(2, color, struct.pack(">HHH", 65535, 0, 0)))[0].tolist() == [[255, 255, 255], [0, 0, 255]]
+    color = np.array([[[25700, 25700, 25700], [100, 100, 100]]])  # 8 bits: 100 and 0, of which 0 is transparent
+    found = pixels(png(2, color, struct.pack(">HHH", 100, 100, 100)), "#00ff00")
+    assert found[0].tolist() == [[100, 100, 100], [0, 255, 0]]
+
+
+@pytest.mark.parametrize(("bits", "color"), [(2, 1), (2, 3), (4, 1), (4, 15), (4, 0)])
+def test_a_color_of_less_than_8_bits_that_stands_for_transparent_shows_the_background(bits, color):
+    """Pillow brings the pixels to 8 bits and leaves the color as it is."""
+    other = color ^ 2
+    row = bytes([0, (color << bits | other) << (8 - 2 * bits)])  # no filter; two pixels
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", color))]
+    found = pixels(with_chunks([*chunks, (b"IDAT", zlib.compress(row)), (b"IEND", b"")]), "#00ff00")
+    assert found[0].tolist() == [[0, 255, 0], [other * 255 // (2**bits - 1)] * 3]
 
 
 # ---------------------------------------------------------------- TIFF's kinds of gray

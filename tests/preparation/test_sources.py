@@ -612,6 +612,111 @@ def test_images_beside_a_table_of_labels(workspace, kind):
     assert [digests[digest] % 2 for digest in train.hashes] == train.labels.tolist()
 
 
+def listed(folder: Path, table: str, names: list[str], labels: list[str], first: int = 0) -> None:
+    """Images, and a table that lists them by name and label."""
+    (folder / table).parent.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        drawn(first + number).save(folder / name)
+    below = [os.path.relpath(folder / name, (folder / table).parent) for name in names]
+    lines = [f"{name},{label}" for name, label in zip(below, labels, strict=True)]
+    (folder / table).write_text("\n".join(["file_name,label", *lines]))
+
+
+def test_several_tables_of_labels_are_read_in_the_order_of_their_paths(workspace, tmp_path):
+    """`datasets` collects them in a set, whose order changes from run to run."""
+    folder = workspace / "data/raw/pets"
+    for number, name in enumerate("dacb"):
+        listed(
+            folder, f"{name}/metadata.csv", [f"{name}/{i}.png" for i in range(3)], ["cat", "dog", "cat"], 10 * number
+        )
+    rows = sources.load(config.load().data, tmp_path)["train"]
+    paths = [Path(image["path"]).relative_to(folder.relative_to(workspace)) for image in rows["image"]]
+    assert [str(path) for path in paths] == [f"{name}/{i}.png" for name in "abcd" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["1.1", "1.10", "1.2"], ["1.1", "1.10", "1.2"]),
+        (["01", "1", "02"], ["01", "02", "1"]),
+        (["None", "NA", "null"], ["NA", "None", "null"]),
+        (["10", "9", "2"], ["2", "9", "10"]),
+    ],
+)
+def test_labels_of_a_csv_are_the_text_that_it_holds(workspace, labels, names):
+    listed(workspace / "data/raw/pets", "metadata.csv", [f"{i}.png" for i in range(60)], labels * 20)
+    prepare.main()
+    assert prepared("train")["class_names"] == names
+
+
+def test_a_table_may_stand_above_the_splits_and_leave_images_out(workspace, capsys):
+    folder = workspace / "data/raw/pets"
+    names = [*(f"train/test_{i}.png" for i in range(40)), *(f"test/{i}.png" for i in range(10))]
+    listed(folder, "metadata.csv", names, NAMES * 25)
+    drawn(900).save(folder / "train/other.png")
+    prepare.main()
+    assert [prepared(split)["count"] for split in ("train", "val", "test")] == [30, 10, 10]
+    assert "1 images, such as data/raw/pets/train/other.png, are in no table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda text: text.replace("train/39.png", "holdout/39.png"), "lists images of train and also holdout/39.png"),
+        (lambda text: text.replace("file_name", "file"), "metadata.csv has no column file_name, only file, label"),
+        (lambda text: f"{text},too,many", "metadata.csv cannot be read: "),
+    ],
+)
+def test_a_table_of_labels_that_cannot_be_taken_says_what_to_do(workspace, change, expected):
+    folder = workspace / "data/raw/pets"
+    listed(folder, "metadata.csv", [f"train/{i}.png" for i in range(40)], NAMES * 20)
+    (folder / "metadata.csv").write_text(change((folder / "metadata.csv").read_text()))
+    assert expected in refused()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("extra.parquet", "extra.parquet has no split's name, as other files have (train, test, ...)"),
+        ("more/x.parquet", "more/x.parquet has no split's name"),
+        ("plain_text/train-00001-of-00003.parquet", "is one of 3 files, of which 1 are here: get the others"),
+    ],
+)
+def test_a_table_that_would_not_be_read_is_refused(workspace, name, expected):
+    folder = workspace / "data/raw/pets"
+    parquet(folder, train=pets(40))
+    (folder / name).parent.mkdir(exist_ok=True)
+    shutil.copy(folder / "plain_text/train-00000-of-00001.parquet", folder / name)
+    assert expected in refused()
+
+
+def test_a_table_among_the_folders_of_the_classes_is_refused(workspace):
+    """`datasets` would read the images alone, past every check of such folders."""
+    class_folders(workspace / "data/raw/pets", 40)
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), "data/raw/pets/embeddings.parquet")
+    assert "holds parquet files and also 000.png: move the one kind away" in refused()
+
+
+def test_a_readme_that_begins_with_text_between_lines_is_one_line(workspace):
+    parquet(workspace / "data/raw/pets", train=pets(40))
+    (workspace / "data/raw/pets/README.md").write_text("---\nPets of 2024\n---\n")
+    assert "README.md begins with text between lines of ---" in refused()
+
+
+def test_a_name_that_is_a_pattern_to_datasets_is_refused(workspace):
+    parquet(workspace / "data/raw/pets [v2]", train=pets(40))
+    edit_params(workspace, {"data": {"source": "data/raw/pets [v2]"}})
+    assert "which `datasets` takes for a pattern: rename the folder" in refused()
+
+
+def test_a_class_with_a_carriage_return_is_refused(workspace):
+    table = {"image": [encoded(drawn(number)) for number in range(40)], "label": ["cat\r", "dog"] * 20}
+    (workspace / "data/raw/pets").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(table), "data/raw/pets/train.parquet")
+    assert "the class cat\\r holds a carriage return" in refused()
+
+
 @pytest.mark.parametrize("shape", ["bytes", "struct", "struct without a path"])
 @pytest.mark.parametrize("labels", ["text", "integers"])
 def test_tables_as_pandas_and_spark_write_them(workspace, shape, labels):
@@ -881,7 +986,9 @@ def test_settings_of_the_hub_in_a_local_folder_are_refused(workspace):
     assert "data/raw/pets/.huggingface.yaml would change what `datasets` reads" in refused()
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, ""), OSError(errno.ESTALE, "")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), *(OSError(code, "") for code in (errno.EMFILE, errno.ENOTCONN, errno.EIO, errno.EACCES))]
+)
 def test_what_the_machine_lacks_for_a_moment_is_not_said_of_an_image(monkeypatch, error):
     def lacks(*_):
         raise error

@@ -140,3 +140,16 @@ def test_a_fraction_that_takes_all_groups_is_one_line():
     whole["train"] = whole["train"].add_column("group", [f"patient {n % 2}" for n in range(20)])
     with pytest.raises(UserError, match="data.group: 0.6 of 2 groups is all of them: choose a smaller fraction"):
         splits.split(whole, settings(test_fraction=0.6, group="group"), seed=0)
+
+
+@pytest.mark.parametrize(("classes", "groups"), [(20, 10), (20, 5), (50, 8)])
+def test_groups_inside_the_classes_leave_each_class_on_both_sides(classes, groups):
+    """As folders inside the classes are: no random way does that, where there are many classes."""
+    whole = source(*[10 * groups] * classes)
+    names = [f"{label} {n // 10}" for label in range(classes) for n in range(10 * groups)]
+    whole["train"] = whole["train"].add_column("group", names)
+    parts = splits.split(whole, settings(val_from="train", group="group"), seed=0)
+    for rows in parts.values():
+        assert len(set(rows["label"])) == classes
+    sides = [set(rows["group"]) for rows in parts.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == classes * groups

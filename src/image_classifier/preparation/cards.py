@@ -3,31 +3,38 @@
 import os
 import re
 from contextlib import suppress
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
 from pyarrow import parquet
 from ruamel.yaml import YAML, YAMLError
 
 from image_classifier.core.errors import UserError
+from image_classifier.preparation.decode import is_leftover
 
 
-def check_card(folder: Path) -> None:
-    """Refuse a README.md that names files elsewhere, before `datasets` asks for them."""
+def check_card(folder: Path) -> bool:
+    """Whether a README.md says which files to read.
+
+    Raises UserError: it names files elsewhere, for which `datasets` would ask.
+    """
     card = folder / "README.md"
     if (folder / ".huggingface.yaml").exists():
         raise UserError(f"{folder / '.huggingface.yaml'} would change what `datasets` reads: remove it")
     if not card.is_file():
-        return
+        return False
     # As huggingface_hub finds it, which a blank line before it does not keep from that.
     head = re.search(r"^(?:\s*---[\r\n]+)([\S\s]*?)(?:[\r\n]+---(?:\r\n|\n|$))", card.read_text(errors="replace"))
     try:
         settings = YAML(typ="safe", pure=True).load(head[1]) if head else {}
     except YAMLError:
-        return  # which `datasets` will tell
+        return False  # which `datasets` will tell
+
+    if not isinstance(settings, dict | None):
+        raise UserError(f"{card} begins with text between lines of ---, which `datasets` takes for settings: move it")
 
     def texts(value: Any) -> Any:
         if isinstance(value, dict | list):
@@ -36,24 +43,39 @@ def check_card(folder: Path) -> None:
         elif isinstance(value, str):
             yield value
 
-    for path in texts((settings or {}).get("configs")):
+    named = list(texts((settings or {}).get("configs")))
+    for path in named:
         if "://" in path or path.startswith(("/", "~")) or ".." in Path(path).parts:
             raise UserError(f"data.source = {folder} refers to {path}, outside of it: put its files inside")
+    return bool(named)
 
 
-def check_tables(folder: Path, builder: datasets.DatasetBuilder) -> None:
-    """Refuse files elsewhere, which a README.md may name, and tables that number the same classes otherwise.
+def check_tables(folder: Path, builder: datasets.DatasetBuilder, chosen: bool) -> None:
+    """Refuse tables that `datasets` would read wrongly or, without a word, not at all.
 
-    `datasets` gives the class names of the first table to all of them.
+    It takes the class names of the first table for those of all; leaves out tables without a split's name where others
+    have one, unless they were `chosen`; reads the images where those are more; and takes a part of a download as whole.
     """
-    known: dict[str, datasets.ClassLabel] = {}
-    for file in chain.from_iterable((builder.config.data_files or {}).values()):
-        path = Path(os.path.abspath(file))
+    paths = [Path(os.path.abspath(file)) for file in chain(*(builder.config.data_files or {}).values())]
+    what, known = f"data.source = {folder}", dict[str, datasets.ClassLabel]()
+    for path in paths:
         if not path.is_relative_to(folder.absolute()):
-            raise UserError(f"data.source = {folder} refers to {file}, outside of it: put its files inside")
+            raise UserError(f"{what} refers to {path}, outside of it: put its files inside")
+        if path.suffix != ".parquet":
+            raise UserError(f"{what} holds parquet files and also {path.name}: move the one kind away")
+        part = re.fullmatch(r"(.*-)\d+(-of-0*(\d+)\b.*)", path.name)
+        if part and (here := len(list(path.parent.glob(f"{escape(part[1])}*{escape(part[2])}")))) < int(part[3]):
+            raise UserError(f"{what}: {path.name} is one of {part[3]} files, of which {here} are here: get the others")
         features: dict[str, Any] = {}
-        with suppress(pyarrow.ArrowInvalid):  # no parquet, or damaged: loading it will say so
+        with suppress(ValueError, NotImplementedError):  # pyarrow's: no parquet, or damaged: loading it will say so
             features = datasets.Features.from_arrow_schema(parquet.read_schema(path))
         for name, feature in features.items():
             if isinstance(feature, datasets.ClassLabel) and feature != known.setdefault(name, feature):
-                raise UserError(f"data.source = {folder}: {path.name} has other class numbers than the other tables")
+                raise UserError(f"{what}: {path.name} has other class numbers than the other tables")
+    everywhere = folder.absolute().rglob("*.parquet")
+    found = {path for path in everywhere if not any(map(is_leftover, path.relative_to(folder.absolute()).parts))}
+    if not chosen and (unread := sorted(found.difference(paths))):
+        other = unread[0].relative_to(folder.absolute())
+        raise UserError(
+            f"{what}: {other} has no split's name, as other files have (train, test, ...): rename or move it"
+        )

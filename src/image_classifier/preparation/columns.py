@@ -22,6 +22,8 @@ def standardized(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDi
     label = _label_column(data.label_column, image, features)
     if group := data.group:
         check_column("data.group", group, features)
+        if not isinstance(features[group], datasets.Value | datasets.ClassLabel):
+            raise UserError(f"data.group = {group} is a column of type {_type(features[group])}, not of one value each")
         if group in (image, label):
             raise UserError(f"data.group = {group} is the column of the images or of the labels: name another")
     for name, split in source.items():
@@ -158,6 +160,8 @@ def check_labels(source: datasets.DatasetDict, what: str) -> None:
     names = class_names(source["train"])
     if len(names) < 2:
         raise UserError(f"data.source = {what} has one class, {names[0]}: a classifier needs two or more")
+    if odd := next((name for name in names if "\r" in name), None):  # which ends a row for readers of CSV
+        raise UserError(f"data.source = {what}: the class {printable(odd)} holds a carriage return: save without them")
     _tell_twins(names)
     for split, rows in source.items():
         labels = np.asarray(rows["label"])

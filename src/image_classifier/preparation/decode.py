@@ -93,6 +93,7 @@ def decode(data: bytes, background: str = "white") -> Image.Image:
         inverted = inverted or tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
         if tags.get(TIFF_SAMPLE_FORMAT) == SIGNED:
             raise ValueError(f"its pixels are signed ({tags.get(TIFF_BITS)} bits), of unknown range: save it unsigned")
+        _scale_color(image, data)
         return _opaque(_upright(_eight_bits(image, tags.get(TIFF_BITS, 16), inverted)), background)
     except (UnreadableImage, MemoryError):
         raise
@@ -141,11 +142,17 @@ def _eight_bits(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     return eight
 
 
+def _scale_color(image: Image.Image, data: bytes) -> None:
+    """Bring a PNG's transparent color to 8 bits, to which Pillow brings the pixels alone."""
+    color, bits = image.info.get("transparency"), data[24] if image.format == "PNG" else 8
+    if isinstance(color, tuple) and bits == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in color)
+    elif isinstance(color, int) and image.mode == "L" and bits < 8:
+        image.info["transparency"] = color * 255 // (2**bits - 1)
+
+
 def _opaque(image: Image.Image, background: str) -> Image.Image:
     """RGB; where the image is transparent, `background`, whatever color lies under it."""
-    color = image.info.get("transparency")
-    if isinstance(color, tuple) and max(color) > 255:  # of 16-bit RGB, which Pillow reads as 8 bits
-        image.info["transparency"] = tuple(value >> 8 for value in color)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)  # alpha not multiplied into the colors
@@ -189,7 +196,7 @@ def _opened(data: bytes) -> tuple[Image.Image, bool]:
     except UnidentifiedImageError:
         if data[4:8] == b"ftyp" and data[8:12] in HEIC:
             raise UnreadableImage("HEIC needs one more package: pip install pillow-heif; or save it as JPEG") from None
-        tags = _tiff_tags(data)
+        tags = {tag: value for _, tag, value in _tiff_entries(data)}  # of several, as one a channel, the first
         if not tags:
             raise
     try:
@@ -204,15 +211,10 @@ def _opened(data: bytes) -> tuple[Image.Image, bool]:
 
 
 def _tags_of(image: Image.Image) -> dict[int, int]:
-    """The same of an image that Pillow has opened, BigTIFF too; none of other formats."""
+    """The tags that matter of an image that Pillow has opened, BigTIFF too; none of other formats."""
     found = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     values = {tag: found.get(tag) for tag in (TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT)}
     return {tag: value[0] if isinstance(value, tuple) else value for tag, value in values.items() if value is not None}
-
-
-def _tiff_tags(data: bytes) -> dict[int, int]:
-    """The tags of a TIFF's first image that hold small numbers; of several, as one a channel, the first."""
-    return {tag: value for _, tag, value in _tiff_entries(data)}
 
 
 def _tiff_entries(data: bytes) -> list[tuple[int, int, int]]:

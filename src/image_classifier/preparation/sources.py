@@ -19,12 +19,11 @@ from PIL import Image
 from image_classifier.core import config, files, hub
 from image_classifier.core.config import Data
 from image_classifier.core.errors import UserError, first_line, printable
-from image_classifier.preparation import folders
+from image_classifier.preparation import folders, metadata
 from image_classifier.preparation.cards import check_card, check_tables
 from image_classifier.preparation.columns import check_labels, standardized
 
 LOCAL = "data/raw/"
-TABLES = ("metadata.csv", "metadata.jsonl")  # that `datasets` reads beside a folder of images
 
 
 def load(data: Data, scratch: Path) -> datasets.DatasetDict:
@@ -78,15 +77,17 @@ def _local(data: Data, folder: Path, scratch: Path) -> datasets.DatasetDict:
     what = f"data.source = {folder}"
     options: dict[str, Any] = {"cache_dir": str(scratch), "name": data.config}
     if any(folder.rglob("*.parquet")):
-        check_card(folder)
-        check_tables(folder, _loaded(str(folder), what, load=datasets.load_dataset_builder, **options))
+        if re.search(r"[\[\]*?]", str(folder)):
+            raise UserError(f"{what} holds one of [ ] * ?, which `datasets` takes for a pattern: rename the folder")
+        chosen = check_card(folder) or data.config is not None
+        check_tables(folder, _loaded(str(folder), what, load=datasets.load_dataset_builder, **options), chosen)
         return _loaded(str(folder), what, **options)
     if not folders.visible(folder):
         raise UserError(f"{what} is empty: it must hold parquet files, or one sub-folder per class")
     if told := folders.left_out(folder):
         print(f"prepare: {folder}: {told}")
-    if any(path for name in TABLES for path in folder.rglob(name)):
-        return _loaded("imagefolder", what, data_dir=str(folder), drop_labels=True, cache_dir=str(scratch))
+    if metadata.tables(folder):
+        return metadata.load(folder)
     roots = folders.splits(folder)
     found = {name: list(folders.images(root, deeper=data.group == "folder")) for name, root in roots.items()}
     names = sorted({path.name for root in roots.values() for path in folders.visible(root)})
@@ -95,6 +96,8 @@ def _local(data: Data, folder: Path, scratch: Path) -> datasets.DatasetDict:
         paths = [{"bytes": None, "path": str(path)} for _, path in images]
         source[name] = _table(paths, [names.index(label) for label, _ in images], names)
         if data.group is not None:
+            if data.group in ("image", "label"):
+                raise UserError(f"data.group = {data.group} is the name of a column here: write ({data.group})")
             groups = [_group_of(path.relative_to(roots[name]), data.group) for _, path in images]
             source[name] = source[name].add_column(data.group, groups)
     return source
@@ -180,6 +183,6 @@ def read(image: dict | None) -> bytes:
     # A table may name any file of this machine: what is read lies with the images, or in the hub's cache.
     path = Path(os.path.abspath(image["path"]))
     roots = (LOCAL, datasets.config.HF_CACHE_HOME, datasets.config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)
-    if not any(path.is_relative_to(Path(root).absolute()) for root in roots):
+    if not any(path.is_relative_to(base) for root in map(Path, roots) for base in (root.absolute(), root.resolve())):
         raise OSError(f"{path} lies outside {LOCAL}")
     return path.read_bytes()

@@ -1,12 +1,13 @@
 """Seeded, stratified train, val and test that share no group."""
 
 import math
+import warnings
 from itertools import combinations
 
 import datasets
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import GroupShuffleSplit, train_test_split
+from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, train_test_split
 
 from image_classifier.core.config import Data
 from image_classifier.core.errors import UserError
@@ -78,7 +79,10 @@ def _carve(
 
 
 def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of both sides, each group on one of them: of 200 random ways the one that shares out classes best."""
+    """The rows of both sides, each group on one of them: of 200 random ways and some balanced ones the best.
+
+    That is one that leaves each class on both sides, and shares them out most evenly.
+    """
     number = len(np.unique(groups))
     if number < 2:
         raise UserError(f"data.group: all images are of one group, {groups[0]}: there is nothing to share out")
@@ -86,11 +90,16 @@ def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int)
         raise UserError(f"data.group: {fraction} of {number} groups is all of them: choose a smaller fraction")
     counts = np.bincount(labels)
 
-    def unlike(ways: tuple[np.ndarray, np.ndarray]) -> float:
-        share = np.bincount(labels[ways[1]], minlength=len(counts)) / counts
-        return np.abs(share - fraction).max()
+    def unlike(way: tuple[np.ndarray, np.ndarray]) -> tuple[bool, float]:
+        share = np.bincount(labels[way[1]], minlength=len(counts)) / counts
+        return share.min() == 0 or share.max() == 1, np.abs(share - fraction).max()
 
-    return min(GroupShuffleSplit(200, test_size=fraction, random_state=seed).split(labels, labels, groups), key=unlike)
+    ways = list(GroupShuffleSplit(200, test_size=fraction, random_state=seed).split(labels, labels, groups))
+    fewest = min(len(np.unique(groups[labels == label])) for label in range(len(counts)))  # that a class is in
+    folds = max(2, min(round(1 / fraction), fewest))
+    with warnings.catch_warnings(action="ignore"):  # of a class with less images than folds
+        ways += StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+    return min(ways, key=unlike)
 
 
 def _check_groups(parts: dict[str, datasets.Dataset], group: str | None) -> None:

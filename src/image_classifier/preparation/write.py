@@ -25,7 +25,7 @@ TASK_SIZE = 64  # images that a thread takes at a time, at most
 TASK_BYTES = 2**24  # of their files and of the resized images, at most, where there is more than one
 BYTES_AHEAD = 2**29  # of all tasks that are begun and not yet written
 ROWS_READ = 8  # at a time: one by one takes longer
-PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)  # of the machine at that moment, not of the image
+OWN = (None, errno.ENOENT, errno.EISDIR, errno.ELOOP)  # of the image; other errors are the machine's or the disk's
 SMALL = 128 * 128  # pixels: up to here an image is resized together with others of its size
 MOST = 2_000_000  # images among which near-duplicates are looked for: the time grows with train times test and val
 PACKAGES = ["datasets", "pillow", "torch", "numpy", "scikit-learn"]  # that decide the shards
@@ -202,7 +202,7 @@ def decode_rows(resize: Resize, rows: Sequence[tuple[dict | None, int, str]]) ->
         try:
             image = decode.decode(sources.read(source), resize.background)
         except (decode.UnreadableImage, OSError) as error:
-            if getattr(error, "errno", None) in PASSING:
+            if getattr(error, "errno", None) not in OWN:
                 raise
             found.error = getattr(error, "strerror", None) or str(error)
             continue
