@@ -39,7 +39,7 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
         state.restore(trainer)
         return trainer.follow()  # the first process logs and saves for all
     tags = provenance.environment() | compute.facts() | {"processes": str(group.count), "data.sha256": train.sha256}
-    with state.lock, Tracker("metrics/train", params, len(train.class_names), tags, state.lock, clock) as log:
+    with state.take(group), Tracker("metrics/train", params, len(train.class_names), tags, state.lock, clock) as log:
         state.restore(trainer)
         for epoch, values in enumerate(trainer.history):
             log.log_epoch(epoch, values)

@@ -32,6 +32,7 @@ from image_classifier.images.shards import ShardReader, ShardWriter, _checksum, 
 from image_classifier.model import numerics
 from image_classifier.preparation.write import resume_key
 from image_classifier.training import resume
+from image_classifier.training.distributed import Group
 from image_classifier.training.resume import State
 from image_classifier.training.stepper import Stepper
 from image_classifier.training.trainer import Trainer
@@ -128,14 +129,30 @@ def test_a_stage_left_running_keeps_a_second_one_out(project):
     assert result.stderr.startswith("error: .resume/prepare.lock is held by another process")
 
 
-def test_a_twin_in_another_folder_is_kept_out(project, monkeypatch, tmp_path):
+def test_a_twin_in_another_folder_waits_for_its_turn(project, monkeypatch, tmp_path):
+    """As two queued experiments do that differ in nothing but their export."""
     runtime.configure(2)
     key = resume.fingerprint(config.load(), numerics.resolve("cpu", "fp32"), *splits())
     monkeypatch.setenv("DVC_ROOT", str(project))
+    twin = shutil.copytree(project, tmp_path / "twin", symlinks=True)
+    shutil.rmtree(twin / "models/checkpoint")
     state = State(key)
-    monkeypatch.chdir(shutil.copytree(project, tmp_path / "twin", symlinks=True))
-    with state.lock, pytest.raises(Timeout, match=key):
-        train.main()
+    with state.lock:
+        (note := state.folder / "mlflow-run").write_text("of the other one")
+        words = [sys.executable, "-u", "-m", "stages.train"]
+        process = subprocess.Popen(words, cwd=twin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert any(line.startswith("train: waiting for another run") for line in process.stdout)
+    rest = process.stdout.read()
+    assert process.wait() == 0, rest
+    assert (twin / "models/checkpoint/model.safetensors").is_file()
+    assert note.read_text() != "of the other one"  # whose MLflow run is finished
+
+
+def test_a_twin_of_several_processes_does_not_keep_them_waiting(project):
+    state, other = State("0" * 32), State("0" * 32)
+    other.lock.timeout = 0
+    with state.lock, pytest.raises(Timeout):
+        other.take(Group(count=2))
 
 
 def held_at_its_params(project: Path, stage: str) -> tuple[subprocess.Popen, str]:

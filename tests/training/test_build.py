@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, MobileViTImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    LevitConfig,
+    LevitForImageClassification,
+    MobileViTImageProcessor,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS
 
 from image_classifier.core import config
@@ -20,9 +26,10 @@ from image_classifier.export.to_onnx import Classifier, to_onnx
 from image_classifier.images.resize import Resize
 from image_classifier.images.shards import ShardReader
 from image_classifier.model import checkpoint, numerics
+from image_classifier.model.inference import predict
 from image_classifier.model.normalize import Normalize
 from image_classifier.training.build import OUTSIDE, build_network, input_normalization
-from image_classifier.training.layers import head_parameters
+from image_classifier.training.layers import head_parameters, layers
 from image_classifier.training.schedule import build_optimizer
 from image_classifier.training.sizes import check_sizes, forward_options
 from image_classifier.training.trainer import Trainer
@@ -47,6 +54,56 @@ def refused(model: Model, image_size: int = 64) -> str:
 def test_dropout_is_a_setting(tmp_path, chosen, rates):
     network = build(settings(hub_folder(tmp_path, "mobilevit"), dropout=chosen))
     assert {module.p for module in network.modules() if isinstance(module, nn.Dropout)} == rates
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin", "siglip"])
+def test_dropout_is_that_of_attention_too(tmp_path, kind):
+    network = build(settings(hub_folder(tmp_path, kind), dropout=0.3))
+    kept = [getattr(module, name, 0) for module in network.modules() for name in ("dropout", "attention_dropout")]
+    assert {rate for rate in kept if isinstance(rate, float)} == {0.3}
+
+
+def test_swin_shifts_its_windows_again_after_a_small_image(tmp_path):
+    """Where the window is as large as the image, transformers' own notes for good that it does not."""
+    network, fresh = (build(settings(hub_folder(tmp_path, "swin"))).eval() for _ in range(2))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        network(pixel_values=images[:, :, :32, :32])
+        assert torch.equal(network(pixel_values=images).logits, fresh(pixel_values=images).logits)
+
+
+def test_a_prediction_is_that_of_the_weights_as_they_are():
+    """LeViT keeps biases of attention from one pass to the next, until it is told to train."""
+    tiny = LevitConfig(**architectures.TINY["levit"], num_labels=3)
+    network, fresh = (LevitForImageClassification(tiny) for _ in range(2))
+    batch = [(torch.randint(256, (4, 64, 64, 3), dtype=torch.uint8), torch.arange(4) % 3)]
+    compute = numerics.resolve("cpu", "fp32")
+    predict(network, Normalize((0.5,) * 3, (0.5,) * 3), batch, compute)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1 * torch.rand_like(weight))
+    fresh.load_state_dict(network.state_dict())
+    found, expected = (predict(made, Normalize((0.5,) * 3, (0.5,) * 3), batch, compute)[1] for made in (network, fresh))
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["pvt", "poolformer"])
+def test_the_patch_embedding_of_a_block_is_of_that_block(tmp_path, kind):
+    network = build(settings(hub_folder(tmp_path, kind)))
+    first, *blocks, _ = layers(network, head_parameters(network))
+    for number, names in enumerate(blocks):
+        assert any(f"patch_embeddings.{number}." in name for name in names)
+    assert not any("patch_embeddings" in name for name in first)
+
+
+def test_rates_by_layer_need_layers(tmp_path):
+    network = build(settings(hub_folder(tmp_path, "vit")))
+    for name, part in list(network.base_model.named_children()):
+        if isinstance(part, nn.ModuleList):
+            setattr(network.base_model, name, nn.Sequential(*part))
+    training = config.load().training.model_copy(update={"layer_lr_decay": 0.5})
+    with pytest.raises(UserError, match="training.layer_lr_decay: ViTForImageClassification has no list of blocks"):
+        build_optimizer(network, training)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,7 @@
 """What people who fine-tune expect: balance, accumulation, averages, patience, mixing, rates, frozen backbones."""
 
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -51,17 +52,30 @@ def test_class_weights_are_inverse_to_the_number_of_images():
     assert weights[LABELS].mean().item() == pytest.approx(1.0) and weights.isfinite().all()
 
 
-def test_rare_classes_weigh_more_in_the_loss(project):
-    trainer = make_trainer(class_weights=True)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rare_classes_weigh_more_in_the_loss(project, smoothing):
+    trainer = make_trainer(class_weights=True, label_smoothing=smoothing)
     trainer.stepper.class_weights = weights = torch.arange(1.0, 11.0)
     images, labels = next(batches(trainer.train, 16))
     trainer.stepper.step(images, labels, 0, 64, update=False)
     network = copy.deepcopy(trainer.network)
     network.zero_grad()
     logits = network(pixel_values=trainer.normalize(images)).logits
-    losses = F.cross_entropy(logits, labels, reduction="none")
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     (losses * weights[labels]).mean().backward()
     torch.testing.assert_close(trainer.network.classifier.weight.grad, network.classifier.weight.grad)
+
+
+def test_smoothing_does_not_make_every_image_one_of_a_rare_class():
+    """100 images of a class to each of the other: torch's own loss is least where all are called rare."""
+    weights, targets = torch.tensor([0.5, 50.0]), torch.zeros(8, dtype=torch.int64)
+    logits = torch.zeros(8, 2, requires_grad=True)
+    for labels in (targets, F.one_hot(targets, 2).float()):
+        (slope,) = torch.autograd.grad(stepper.smoothed_loss(logits, labels, weights, 0.1), logits)
+        assert (slope[:, 0] < 0).all() and (slope[:, 1] > 0).all()  # toward its own class
+    mixed = torch.tensor([[0.5, 0.5]])  # each class by its own weight, and the smoothing by their mean
+    expected = (0.9 * (0.5 * 0.5 + 0.5 * 50) + 0.1 * 25.25) * math.log(2)
+    assert stepper.smoothed_loss(torch.zeros(1, 2), mixed, weights, 0.1).item() == pytest.approx(expected)
 
 
 def test_a_training_with_class_weights_runs_to_its_end(project, change):
@@ -215,6 +229,8 @@ def test_a_frozen_backbone_is_computed_once_and_predicts_the_same(project, kind)
     reader, compute = other.train, other.precision
     learner, prepare, *splits = features.set_up(other.network, other.normalize, compute, other.training, reader, reader)
     assert isinstance(learner, features.Head)
+    (kept,) = splits[0].images
+    assert kept.untyped_storage().nbytes() == kept.nbytes
     once = Trainer(learner, prepare, compute, other.training, 0, *splits)
     seen.clear()
     rows = list(zip(plain.epochs(), once.epochs(), strict=True))

@@ -59,6 +59,12 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
     for module in network.modules():
         if isinstance(module, nn.Dropout) and model.dropout is not None:
             module.p = model.dropout
+        for name in ("dropout", "attention_dropout"):  # as attention keeps it, as a number
+            if isinstance(getattr(module, name, None), float) and model.dropout is not None:
+                setattr(module, name, model.dropout)
+        if hasattr(module, "set_shift_and_window_size"):  # Swin's: a small image would switch shifting off for good
+            first = {"shift_size": module.shift_size, "window_size": module.window_size}
+            module.register_forward_pre_hook(lambda layer, _, first=first: layer.__dict__.update(first))
     if network.config.model_type == timm_models.TYPE:
         timm_models.settle(network, class_names, model.dropout)
     if (size := 4 * sum(parameter.numel() for parameter in network.parameters())) > LARGEST:

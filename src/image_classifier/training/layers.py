@@ -52,7 +52,11 @@ def _numbers(network: PreTrainedModel, head: set[str]) -> dict[str, int]:
     # The largest list of modules is that of the blocks: others are of their parts, or of patch embeddings.
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     blocks = max(lists, key=size, default=nn.ModuleList())
-    block_of = {id(parameter): i for i, block in enumerate(blocks, 1) for parameter in block.parameters()}
+    # Lists of as many parts beside it are of the same blocks, such as the patch embedding that each begins with.
+    around = [module for module in network.modules() if any(part is blocks for part in module.children())]
+    beside = [part for module in around for part in module.children() if isinstance(part, nn.ModuleList)]
+    alike = [part for part in beside if len(part) == len(blocks)]
+    block_of = {id(weight): i for part in alike for i, block in enumerate(part, 1) for weight in block.parameters()}
     numbers, reached = {}, 0
     for name, parameter in network.named_parameters():  # in order of definition
         reached = block_of.get(id(parameter), reached)

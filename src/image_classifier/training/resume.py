@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import AcquireReturnProxy, Timeout
 
 from image_classifier.core import files, provenance, runtime
 from image_classifier.core.config import Config
 from image_classifier.core.errors import UserError, first_line, is_out_of_memory
 from image_classifier.images.shards import ShardReader
 from image_classifier.model.numerics import Compute
+from image_classifier.tracking.server.connection import TRAINING
 from image_classifier.training.distributed import Group
 from image_classifier.training.trainer import Trainer
 
@@ -39,11 +41,27 @@ def fingerprint(config: Config, compute: Compute, *data: ShardReader) -> str:
 
 
 class State:
-    """The state of one training in `folder`; whoever works on it holds `lock`."""
+    """The state of one training in `folder`; whoever works on it holds `lock`, which `take` waits for."""
 
     def __init__(self, key: str):
         self.folder = files.repository().resolve() / ".resume" / key
         self.lock = files.lock(self.folder / "lock", timeout=5)  # others take it for an instant, to see if it is free
+
+    def take(self, group: Group) -> AcquireReturnProxy:
+        """Hold `lock` in a with statement; a queued experiment that trains the same model is waited for.
+
+        Raises Timeout: it holds the lock, and the other processes of `group` would wait in vain.
+        """
+        try:
+            return self.lock.acquire()
+        except Timeout:
+            if group.count > 1:
+                raise
+        print(f"train: waiting for another run that trains the same model: {self.lock.lock_file}", flush=True)
+        held = self.lock.acquire(timeout=-1)
+        if not self._kept():  # that run has ended, and its MLflow run is its own
+            files.remove(self.folder / TRAINING)
+        return held
 
     def save(self, epoch: int, state: dict[str, Any]) -> None:
         """Keep tensors and plain values, replacing what was kept before; the file's name holds its checksum."""

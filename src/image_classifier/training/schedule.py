@@ -8,6 +8,7 @@ from torch.optim import Optimizer, lr_scheduler
 from transformers import PreTrainedModel
 
 from image_classifier.core.config import Training
+from image_classifier.core.errors import UserError
 from image_classifier.training.layers import head_parameters, layers
 from image_classifier.training.muon import Muon, hidden_weights
 
@@ -58,6 +59,8 @@ def rate_factors(network: PreTrainedModel, training: Training) -> dict[str, floa
     if training.head_lr_factor == 1 and training.layer_lr_decay == 1:
         return {}
     *backbone, head = layers(network, head_parameters(network))
+    if training.layer_lr_decay != 1 and len(backbone) < 2:
+        raise UserError(f"training.layer_lr_decay: {type(network).__name__} has no list of blocks to tell: set it to 1")
     factors = dict.fromkeys(head, training.head_lr_factor)
     for depth, names in enumerate(reversed(backbone)):
         factors |= dict.fromkeys(names, training.layer_lr_decay**depth)

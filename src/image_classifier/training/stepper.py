@@ -145,8 +145,13 @@ class Stepper:
                 logits = self.forward(pixel_values=pixels, **forward_options(self.network, size)).logits
             logits = logits.float()
             smoothing = self.training.label_smoothing
+            if self.class_weights is None or not smoothing:
+                losses = F.cross_entropy(
+                    logits, targets, self.class_weights, reduction="sum", label_smoothing=smoothing
+                )
+            else:
+                losses = smoothed_loss(logits, targets, self.class_weights, smoothing)
             # Divided by the images, not by their weights: what an image counts does not depend on those beside it.
-            losses = F.cross_entropy(logits, targets, self.class_weights, reduction="sum", label_smoothing=smoothing)
             loss = losses / len(labels) * share
             self.scaler.scale(loss).backward()
         if update:
@@ -177,3 +182,14 @@ class Stepper:
         for name in PARTS:
             if (part := getattr(self, name)) is not None:
                 part.load_state_dict(state[name])
+
+
+def smoothed_loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    """The summed cross-entropy of labels int64 [N] or shares [N, classes], weighted by class and smoothed.
+
+    Smoothing weighs as much as the image. torch weighs each class in it by its own weight, and a network then does best
+    to call every image of a common class a rare one.
+    """
+    own = F.cross_entropy(logits, targets, weights, reduction="none")
+    of_image = weights[targets] if targets.ndim == 1 else targets @ weights
+    return ((1 - smoothing) * own - smoothing * of_image * logits.log_softmax(dim=1).mean(dim=1)).sum()
