@@ -1,4 +1,4 @@
-"""report: metrics, params, data/shards/train/index.json -> metrics/report.md, metrics/report."""
+"""report: metrics, params, data/shards/{train,val}/index.json -> metrics/report.md, metrics/report."""
 
 import sys
 from pathlib import Path

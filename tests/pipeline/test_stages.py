@@ -173,6 +173,22 @@ def test_the_published_recipe_is_reported_beside_the_published_figures(project):
         assert "license_name: apple-sample-code-license" in card
 
 
+def test_what_weakens_the_figures_is_said(project):
+    edit_params(project, {"data": {"group": "patient", "on_duplicate": "count"}})
+    for split, count in (("train", 3), ("val", 2)):
+        path = project / f"data/shards/{split}/index.json"
+        index = read(path)
+        index["findings"]["duplicates"] = ["as another"] * count
+        path.unlink()
+        files.write_json(path, index)
+    stages_report.main()
+    write_card(project / "card.md", config.load(), "0" * 64, project / "metrics/evaluate", INDEX)
+    for path in (project / "metrics/report.md", project / "card.md"):
+        text = path.read_text()
+        assert "(3 training images are identical, pixel for pixel, to images of val or test, 2 val images to" in text
+        assert "too narrow" in text
+
+
 def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_path):
     test = ShardReader("data/shards/test")
     test.class_names = ["NA", "a|b", "$x_1$", "a very long name of a class", "<b>bold", "two\nlines", *"6789"]

@@ -2,7 +2,6 @@
 
 import io
 import math
-from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from ruamel.yaml import YAML
 from scipy.stats import binomtest, norm, t
 
 from image_classifier.core.errors import UserError
+from image_classifier.core.lock import params_of_run
 
 PREDICTIONS = "metrics/evaluate/predictions.csv"
-LOCK, STAGES = "dvc.lock", ("prepare", "train", "evaluate")  # the stages that lead to the predictions
+LOCK = "dvc.lock"
 WORKSPACE = "workspace"  # what DVC calls the files that lie here
 SHOWN = 10  # classes
 
@@ -50,6 +50,8 @@ def main(a: str, b: str) -> int:
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             print(f"  param       {key}: {theirs.get(key)} -> {ours.get(key)}")
+    if ours.get("data.group"):
+        print("  note        images of one group (data.group) are alike, and count as independent here")
     return 0
 
 
@@ -138,10 +140,9 @@ def _predictions(revision: str) -> pd.DataFrame:
 
 
 def _params(revision: str) -> dict[str, Any]:
-    """What the predictions were made with, by flat name, from dvc.lock: params.yaml may have been edited since."""
+    """What the predictions were made with, by flat name."""
     stages = _read(LOCK, revision, lambda text: YAML(typ="safe", pure=True).load(text)["stages"])
-    used = ChainMap(*(stages[name]["params"]["params.yaml"] for name in STAGES))
-    return pd.json_normalize(dict(used)).to_dict("records")[0]
+    return params_of_run(stages, f"dvc.lock of {revision}")
 
 
 def _params_of(models: list[str]) -> dict[str, Any]:

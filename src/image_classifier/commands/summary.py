@@ -6,6 +6,7 @@ from ruamel.yaml import YAML
 
 from image_classifier.core import files, tables
 from image_classifier.core.errors import UserError
+from image_classifier.core.lock import params_of_run
 
 METRICS, EXPORT, LOCK = Path("metrics"), Path("models/export"), Path("dvc.lock")
 NEXT = (
@@ -26,21 +27,20 @@ def main() -> int:
     for path in (EXPORT / "SHA256SUMS", METRICS / "evaluate/intervals.csv", METRICS / "evaluate/predictions.csv", LOCK):
         if not path.is_file():
             raise UserError(f"{path} is missing: {remedy}")
-    # What was run, which params.yaml may no longer say.
-    run = YAML(typ="safe", pure=True).load(LOCK)["stages"]
-    data, training = run["prepare"]["params"]["params.yaml"], run["train"]["params"]["params.yaml"]
+    run = params_of_run(YAML(typ="safe", pure=True).load(LOCK)["stages"], str(LOCK))
     best = tables.read_training(METRICS / "train")
     parity = files.read_json(METRICS / "export/metrics.json", remedy)
     accuracy, low, high = tables.read_intervals(METRICS / "evaluate/intervals.csv").loc["accuracy"]
     predictions = tables.read_predictions(METRICS / "evaluate/predictions.csv")
     wrong = int((predictions["actual"] != predictions["predicted"]).sum())
+    compared = "them" if len(predictions) <= 10_000 else "10,000 of them"  # at most, as export says
     agreement = min(parity["onnx_agreement"], parity["hf_agreement"])
-    print(f"\n{training['model']['name']} on {data['data.source']}")
-    print(f"  test accuracy  {accuracy:.2%} (95% interval {low:.2%} to {high:.2%}): {wrong} mistakes in", end=" ")
-    print(f"{len(predictions):,} images")
-    print(f"  best epoch     {best['best_epoch'] + 1} of {training['training.num_epochs']},", end=" ")
-    print(f"val accuracy {best['val_accuracy']:.2%}")
-    print(f"  model          {EXPORT}/model.onnx and {EXPORT}/hf agree with torch on {agreement:.2%} of them")
+    print(f"\n{run['model.name']} on {run['data.source']}")
+    interval, images = f"95% interval {low:.2%} to {high:.2%}", f"{len(predictions):,} images"
+    print(f"  test accuracy  {accuracy:.2%} ({interval}): {wrong} mistakes in {images}")
+    epoch, epochs = best["best_epoch"] + 1, run["training.num_epochs"]
+    print(f"  best epoch     {epoch} of {epochs}, val accuracy {best['val_accuracy']:.2%}")
+    print(f"  model          {EXPORT}/model.onnx and {EXPORT}/hf agree with torch on {agreement:.2%} of {compared}")
     print(f"  report         {METRICS}/report.md\n")
     print("Next, after `source .venv/bin/activate`:")
     width = max(len(command) for command, _ in NEXT)

@@ -47,11 +47,8 @@ def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
         values = {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}
         values |= {f"test_{name}": value for name, value in test.items()} | exported
         missed = {name: value for name, value in values.items() if name not in run.data.metrics}
-        client.log_batch(
-            run.info.run_id,
-            connection.points(missed),
-            [] if run.data.params else tracker.mlflow_params(params, len(classes)),
-        )
+        settings = [] if run.data.params else tracker.mlflow_params(params, len(classes))
+        client.log_batch(run.info.run_id, connection.points(missed), settings)
         folders = ("", "evaluate", "export", "report")
         kept = {item.path for name in folders for item in client.list_artifacts(run.info.run_id, name)}
         for path in (metrics / "evaluate", metrics / "export", metrics / "report", metrics / "report.md"):
@@ -63,7 +60,6 @@ def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
         if not register.versions(client, params.mlflow, run.info.run_id):
             register.register(client, params.mlflow, run.info.run_id, onnx)
     except Exception as error:
-        raise UserError(
-            f"MLflow: {connection.reason(error)}; nothing is lost: run sync again when the server answers"
-        ) from None
+        advice = "nothing is lost: run sync again when the server answers"
+        raise UserError(f"MLflow: {connection.reason(error)}; {advice}") from None
     return run.info.run_id

@@ -19,9 +19,8 @@ def main() -> int:
         return 0
     try:
         _, experiment = connection.connect(settings)
-        print(
-            f"the runs: http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning", flush=True
-        )
+        page = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning"
+        print(f"the runs: {page}", flush=True)
     except Exception as error:  # such as a deleted experiment, which can be restored there
         print(f"warning: MLflow: {connection.reason(error)}", flush=True)
     words = ["ui", "--host", "127.0.0.1", "--backend-store-uri", address]

@@ -32,7 +32,7 @@ def main(record: bool, against: Path | None) -> int:
         return compare(against)
     with tempfile.TemporaryDirectory() as folder:
         committed = Path(folder) / "committed"
-        subprocess.run(["git", "clone", "-q", Path.cwd(), committed], check=True)
+        clone(committed)
         if not (committed / "dvc.lock").is_file():
             raise UserError("dvc.lock is not committed: run `dvc repro` and commit it")
         params, lock = config.load(committed / "params.yaml"), outs(committed)
@@ -86,21 +86,27 @@ def changes(there: dict[str, str], here: dict[str, str]) -> str:
     return "; ".join(f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names)
 
 
-def rerun(clone: Path, surroundings: dict[str, str]) -> Path:
+def clone(folder: Path) -> None:
+    """Clone the committed state. Raises UserError: git refuses, in words that stand above."""
+    if subprocess.run(["git", "clone", "-q", Path.cwd(), folder], check=False).returncode:
+        raise UserError("git cannot clone this folder, as it says above: verify needs the root of a git repository")
+
+
+def rerun(folder: Path, surroundings: dict[str, str]) -> Path:
     """Clone the committed state, give it the raw images and weights, and run the pipeline from nothing."""
-    subprocess.run(["git", "clone", "-q", Path.cwd(), clone], check=True)
+    clone(folder)
     for name in COPIED:
-        shutil.copytree(name, clone / name, dirs_exist_ok=True)
+        shutil.copytree(name, folder / name, dirs_exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
-    kept["MLFLOW_TRACKING_URI"] = f"sqlite:///{clone / 'mlflow.db'}"  # whatever params.yaml says
-    print(f"verify: running the pipeline in {clone}", flush=True)
+    kept["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"  # whatever params.yaml says
+    print(f"verify: running the pipeline in {folder}", flush=True)
     # By force: what is in git, such as metrics, and in a cache of the user's would not be made again.
     done = subprocess.run(
-        ["dvc", "repro", "--force"], cwd=clone, env=kept | surroundings, stdout=subprocess.DEVNULL, check=False
+        ["dvc", "repro", "--force"], cwd=folder, env=kept | surroundings, stdout=subprocess.DEVNULL, check=False
     )
     if done.returncode:
         raise UserError("the pipeline failed in a clone of the committed state; its messages are above")
-    return clone
+    return folder
 
 
 def outs(folder: Path) -> dict[tuple[str, str], str]:

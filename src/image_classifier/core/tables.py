@@ -26,6 +26,14 @@ def read_classes(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, index_col="class", dtype={"class": str}, keep_default_na=False)
 
 
+def read_shared(shards: Path) -> dict[str, int]:
+    """How many images of train and of val are identical to images of later splits; nothing if none is."""
+    paths = {name: shards / name / "index.json" for name in ("train", "val")}
+    indexes = {name: files.read_json(path, "run `dvc repro prepare`") for name, path in paths.items()}
+    counts = {name: len(index["findings"]["duplicates"]) for name, index in indexes.items()}
+    return counts if any(counts.values()) else {}
+
+
 def read_series(train: Path) -> pd.DataFrame:
     """Every series of DVCLive's folder, one column each, indexed by step (the epoch, from 0)."""
     series = [pd.read_csv(path, sep="\t", index_col="step") for path in sorted(train.glob("plots/metrics/*.tsv"))]

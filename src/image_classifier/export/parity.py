@@ -60,9 +60,7 @@ def check_evaluated(predictions: Path, test: ShardReader, rows: np.ndarray, expe
     classes = written["predicted"].map(number).fillna(-1).to_numpy(dtype=np.int64)
     same_images = list(written["image"]) == test.hashes and (classes >= 0).all()
     if not same_images or not near_best(expected, classes[rows], error).all():
-        raise UserError(
-            f"{predictions} is not of this checkpoint and these test images: run `dvc repro -f -s evaluate`"
-        )
+        raise UserError(f"{predictions} is not of this checkpoint and test images: run `dvc repro -f -s evaluate`")
 
 
 def gate(

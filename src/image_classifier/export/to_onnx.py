@@ -57,8 +57,8 @@ def to_onnx(path: Path, network: PreTrainedModel, normalize: Normalize, resize: 
 def _forget_sources(model: onnx.ModelProto) -> None:
     """Drop the exporter's notes: they hold absolute paths, so another folder would give other bytes."""
     for graph in (model.graph, *model.functions):
-        values = (*graph.input, *graph.output) if isinstance(graph, onnx.GraphProto) else ()
-        initializers = graph.initializer if isinstance(graph, onnx.GraphProto) else ()
-        for part in (graph, *graph.node, *graph.value_info, *values, *initializers):
+        whole = isinstance(graph, onnx.GraphProto)
+        values = (*graph.input, *graph.output, *graph.initializer) if whole else ()
+        for part in (graph, *graph.node, *graph.value_info, *values):
             del part.metadata_props[:]
             part.doc_string = ""

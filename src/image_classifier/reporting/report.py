@@ -9,7 +9,7 @@ from ruamel.yaml import YAML, YAMLError
 from image_classifier.core import files, tables
 from image_classifier.core.config import Config
 from image_classifier.core.errors import UserError, first_line
-from image_classifier.core.markdown import render, to_markdown
+from image_classifier.core.markdown import ROWS, render, to_markdown
 
 TEMPLATE = Path(__file__).with_name("report.md")
 SCORES = ["loss", "accuracy", "precision", "recall", "f1_score"]
@@ -26,8 +26,9 @@ NAMES = (("data", "source"), ("model", "name"))  # of which the last part counts
 def write_report(path: Path, config: Config, metrics: Path, index: Path, weights: str, recipes: Path) -> None:
     """Write report.md for the model whose weights have the SHA-256 `weights`.
 
-    `metrics` is the folder with those of all stages, `index` that of the training shards. The figures stand beside
-    those that one of the `recipes` says were published for it, where the params are that recipe's.
+    `metrics` is the folder with those of all stages, `index` that of the training shards, with val's in the folder
+    beside it. The figures stand beside those that one of the `recipes` says were published for it, where the params are
+    that recipe's.
 
     Raises UserError: an input is missing or damaged.
     """
@@ -54,7 +55,8 @@ def write_report(path: Path, config: Config, metrics: Path, index: Path, weights
         "params": config.as_yaml(),
         "published": published.get("note", ""),
         "sha256": weights,
-        "shared": len(train["findings"]["duplicates"]) if config.data.on_duplicate == "count" else 0,
+        "rows": ROWS,
+        "shared": tables.read_shared(index.parent.parent) if config.data.on_duplicate == "count" else {},
         "splits": to_markdown(_splits(series.loc[best_epoch + 1], intervals["value"], published)),
     }
     with files.atomic(path) as unfinished:
