@@ -109,6 +109,12 @@ def test_five_images_of_a_class_say_little_of_an_average_by_class():
         assert low == pytest.approx(wilson(value, 4 / (1 / 1000 + 1 / 5))[0])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_says_one_class_has_intervals_without_a_warning():
+    found = _averages(np.repeat([0, 1], 5), np.zeros(10, int))
+    assert all(low <= value <= high for value, low, high in found.values())
+
+
 @pytest.mark.parametrize("overconfident", [1.0, 1.3])
 def test_the_interval_of_the_calibration_error_holds_the_true_one(overconfident):
     random, tests, holding = np.random.default_rng(0), 60, 0

@@ -635,6 +635,14 @@ def test_several_tables_of_labels_are_read_in_the_order_of_their_paths(workspace
     assert [str(path) for path in paths] == [f"{name}/{i}.png" for name in "abcd" for i in range(3)]
 
 
+def test_tables_of_which_one_holds_numbers_alone_are_one_column(workspace):
+    folder = workspace / "data/raw/pets"
+    listed(folder, "a/metadata.csv", [f"a/{number}.png" for number in range(20)], ["1", "2"] * 10)
+    listed(folder, "b/metadata.csv", [f"b/{number}.png" for number in range(20)], ["2", "x"] * 10, 100)
+    prepare.main()
+    assert prepared("train")["class_names"] == ["1", "2", "x"]
+
+
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
@@ -650,6 +658,49 @@ def test_labels_of_a_csv_are_the_text_that_it_holds(workspace, labels, names):
     assert prepared("train")["class_names"] == names
 
 
+def test_a_comma_at_the_end_of_each_row_shifts_nothing_unseen(workspace):
+    folder = workspace / "data/raw/pets"
+    listed(folder, "metadata.csv", [f"{number}.png" for number in range(40)], [f"{name}," for name in NAMES] * 20)
+    assert "more cells in its rows than names of columns, such as a comma at their ends" in refused()
+
+
+def test_parts_whose_names_end_in_a_hash_are_whole(workspace):
+    folder = workspace / "data/raw/pets"
+    for number in range(2):
+        parquet(folder / str(number), train=pets(20, 20 * number))
+        (made,) = (folder / str(number)).rglob("*.parquet")
+        made.rename(folder / f"train-0000{number}-of-00002-{number:016x}.parquet")
+        shutil.rmtree(folder / str(number))
+    prepare.main()
+    assert sum(prepared(split)["count"] for split in ("train", "val", "test")) == 40
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ('{"file_name": "1.png", "label": "cat", "id": 99999999999999999999}', "its tables do not fit together"),
+        ("[1, 2]", "metadata.jsonl cannot be read: "),
+        ("7", "metadata.jsonl cannot be read: "),
+    ],
+)
+def test_odd_rows_of_jsonl_are_one_line(workspace, row, expected):
+    folder = workspace / "data/raw/pets"
+    folder.mkdir()
+    first = json.dumps({"file_name": "0.png", "label": "dog", "note": "a\u2028line"}, ensure_ascii=False)
+    (folder / "metadata.jsonl").write_text(f"{first}\n{row}\n")
+    assert expected in refused()
+
+
+def test_a_row_of_jsonl_without_a_label_is_counted(workspace):
+    folder = workspace / "data/raw/pets"
+    listed(folder, "metadata.csv", [f"{number}.png" for number in range(40)], NAMES * 20)
+    (folder / "metadata.csv").unlink()
+    rows = [{"file_name": f"{number}.png", "label": NAMES[number % 2]} for number in range(40)]
+    del rows[7]["label"]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert "1 of 40 rows of train have no label (1 null)" in refused()
+
+
 def test_a_table_may_stand_above_the_splits_and_leave_images_out(workspace, capsys):
     folder = workspace / "data/raw/pets"
     names = [*(f"train/test_{i}.png" for i in range(40)), *(f"test/{i}.png" for i in range(10))]
@@ -663,9 +714,14 @@ def test_a_table_may_stand_above_the_splits_and_leave_images_out(workspace, caps
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda text: text.replace("train/39.png", "holdout/39.png"), "lists images of train and also holdout/39.png"),
+        (
+            lambda text: text.replace("train/39.png", "holdout/39.png"),
+            "as a folder's name says, and also holdout/39.png: put",
+        ),
         (lambda text: text.replace("file_name", "file"), "metadata.csv has no column file_name, only file, label"),
-        (lambda text: f"{text},too,many", "metadata.csv cannot be read: "),
+        (lambda text: text.replace("file_name,label", "file_name,image"), "metadata.csv has a column image beside"),
+        (lambda text: text.replace("label", '"label'), "metadata.csv cannot be read: "),
+        (lambda text: text.split("\n")[0], "data.source = data/raw/pets: its tables list no images"),
     ],
 )
 def test_a_table_of_labels_that_cannot_be_taken_says_what_to_do(workspace, change, expected):

@@ -153,3 +153,22 @@ def test_groups_inside_the_classes_leave_each_class_on_both_sides(classes, group
         assert len(set(rows["label"])) == classes
     sides = [set(rows["group"]) for rows in parts.values()]
     assert sum(map(len, sides)) == len(set.union(*sides)) == classes * groups
+
+
+def test_a_part_is_never_many_times_what_was_asked_for(capsys):
+    """Some classes lie in two groups alone: a tenth cannot have one of them without being half."""
+    whole = source(*[60] * 30)
+    groups = [f"{label} {n % (2 if label < 12 else 20)}" for label in range(30) for n in range(60)]
+    whole["train"] = whole["train"].add_column("group", groups)
+    with pytest.raises(UserError, match=r"puts all 60 images of the class .* on one side"):
+        splits.split(whole, settings(test_fraction=0.1, group="group"), seed=0)
+
+
+def test_a_part_of_another_size_than_asked_for_is_told(capsys):
+    whole = source(40, 40)
+    groups = [f"{label} {n // 10}" for label in range(2) for n in range(40)]
+    whole["train"] = whole["train"].add_column("group", groups)
+    splits.split(whole, settings(test_fraction=0.125, val_fraction=0.4, group="group"), seed=0)
+    assert "prepare: data.test_fraction = 0.125 takes 25.0% of the images, since it takes whole groups" in (
+        capsys.readouterr().out
+    )

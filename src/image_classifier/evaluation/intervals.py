@@ -44,8 +44,9 @@ def _averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, tuple[floa
     rows = {}
     for name, value in averages(labels, predicted).items():
         most = most_macro if name.startswith("macro_") else len(labels)
-        perfect = min(value, 1 - value) < 1e-9  # or perfectly wrong, as is every sample: nothing varies
-        rows[name] = (value, *wilson(value, most if perfect else min(most, value * (1 - value) / variances[name])))
+        variance = max(variances[name], np.finfo(float).tiny)  # of classes all right or all wrong it is zero
+        perfect = min(value, 1 - value) < 1e-9  # or perfectly wrong, as is every sample
+        rows[name] = (value, *wilson(value, most if perfect else min(most, value * (1 - value) / variance)))
     return rows
 
 

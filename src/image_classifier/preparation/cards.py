@@ -63,8 +63,8 @@ def check_tables(folder: Path, builder: datasets.DatasetBuilder, chosen: bool) -
             raise UserError(f"{what} refers to {path}, outside of it: put its files inside")
         if path.suffix != ".parquet":
             raise UserError(f"{what} holds parquet files and also {path.name}: move the one kind away")
-        part = re.fullmatch(r"(.*-)\d+(-of-0*(\d+)\b.*)", path.name)
-        if part and (here := len(list(path.parent.glob(f"{escape(part[1])}*{escape(part[2])}")))) < int(part[3]):
+        part = re.fullmatch(r"(.*-)\d+(-of-0*(\d+))\b.*", path.name)  # before .parquet there may be a hash
+        if part and (here := len(list(path.parent.glob(f"{escape(part[1])}*{escape(part[2])}*")))) < int(part[3]):
             raise UserError(f"{what}: {path.name} is one of {part[3]} files, of which {here} are here: get the others")
         features: dict[str, Any] = {}
         with suppress(ValueError, NotImplementedError):  # pyarrow's: no parquet, or damaged: loading it will say so

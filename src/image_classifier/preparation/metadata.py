@@ -27,14 +27,20 @@ def load(folder: Path) -> datasets.DatasetDict:
     An image below a folder with a split's name is of that split. `datasets` can read these tables too, but in an order
     that changes from run to run, and takes the text of a CSV for numbers: the labels 01 and 1, 1.10 and 1.1 become one.
 
-    Raises UserError: a table cannot be read or names no files, or only some of the images are of a split.
+    Raises UserError: a table cannot be read, none lists an image, or only some of the images are of a split.
     """
     rows = pd.concat([_read(path) for path in tables(folder)], ignore_index=True)
+    if rows.empty:
+        raise UserError(f"data.source = {folder}: its tables list no images")
+    for name in rows.columns:  # classes that are numbers are to be sorted as such
+        if all(isinstance(cell, str) and re.fullmatch(r"0|-?[1-9]\d{0,17}", cell) for cell in rows[name]):
+            rows[name] = rows[name].astype(int)
     below = [Path(os.path.relpath(path, folder)) for path in rows["image"]]
     splits = pd.Series([next(filter(None, map(_split, path.parent.parts)), "") for path in below])
     if (outside := splits == "").any() and not outside.all():
         other = printable(below[outside.argmax()])
-        raise UserError(f"{folder} lists images of {splits.max()} and also {other}: put it into a split's folder too")
+        what = f"{folder} lists images of {splits.max()}, as a folder's name says, and also {other}"
+        raise UserError(f"{what}: put it into a folder called train, validation or test too, or rename the other")
     listed, ends = set(map(os.path.abspath, rows["image"])), decode.suffixes()
     images = [path for path in folder.rglob("*") if path.suffix.lower() in ends and not decode.is_leftover(path.name)]
     if others := [path for path in images if os.path.abspath(path) not in listed]:
@@ -48,28 +54,30 @@ def _split(name: str) -> str | None:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """A table as it is written: cells of a CSV are text, but in a column of nothing but whole numbers."""
+    """A table as it is written, the cells of a CSV as text; the paths of the images in the column image."""
     try:
         if path.suffix == ".csv":
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            table = pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=object)
-    except ValueError as error:  # of pandas, JSON and UTF-8
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            table = pd.DataFrame([dict(json.loads(line)) for line in lines if line.strip()], dtype=object)
+    except (TypeError, ValueError) as error:  # of pandas, JSON and UTF-8
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took the first column for one
+        raise UserError(f"{path} has more cells in its rows than names of columns, such as a comma at their ends")
     if "file_name" not in table.columns:
         raise UserError(f"{path} has no column file_name, only {', '.join(map(str, table.columns))}")
-    for name in table.columns:
-        if path.suffix == ".csv" and all(re.fullmatch(r"0|-?[1-9]\d{0,17}", cell) for cell in table[name]):
-            table[name] = table[name].astype(int)
+    if "image" in table.columns:
+        raise UserError(f"{path} has a column image beside file_name, which is what the images are called: rename it")
     images = [os.path.normpath(path.parent / str(name)) for name in table["file_name"]]
     return table.drop(columns="file_name").assign(image=images)
 
 
 def _dataset(rows: pd.DataFrame, folder: Path) -> datasets.Dataset:
-    columns: dict[str, Any] = rows.drop(columns="image").to_dict("list")
+    cells = rows.drop(columns="image").astype(object)
+    columns: dict[str, Any] = cells.where(cells.notna(), None).to_dict("list")  # what a table lacks is null
     columns["image"] = [{"bytes": None, "path": path} for path in rows["image"]]
     try:
         return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:  # pyarrow's: a column of several types
+    except (OverflowError, TypeError, ValueError) as error:  # pyarrow's: a column of several types, or of huge numbers
         raise UserError(f"data.source = {folder}: its tables do not fit together: {first_line(error)}") from None

@@ -56,6 +56,8 @@ def _carve(
         )
     if "group" in dataset.column_names:
         rest, part = _grouped(labels, np.asarray(dataset["group"]), fraction, seed)
+        if abs((share := len(part) / len(labels)) - fraction) > fraction / 4:
+            print(f"prepare: {key} = {fraction} takes {share:.1%} of the images, since it takes whole groups")
     else:
         size = math.ceil(fraction * len(labels))
         if min(size, len(labels) - size) < len(names):
@@ -79,9 +81,10 @@ def _carve(
 
 
 def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of both sides, each group on one of them: of 200 random ways and some balanced ones the best.
+    """The rows of both sides, each group on one of them.
 
-    That is one that leaves each class on both sides, and shares them out most evenly.
+    Of 200 random ways it is the one that leaves each class on both sides and shares them out most evenly; if none does
+    the former, as where groups lie inside classes, a balanced one, of up to twice the fraction.
     """
     number = len(np.unique(groups))
     if number < 2:
@@ -94,12 +97,14 @@ def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int)
         share = np.bincount(labels[way[1]], minlength=len(counts)) / counts
         return share.min() == 0 or share.max() == 1, np.abs(share - fraction).max()
 
-    ways = list(GroupShuffleSplit(200, test_size=fraction, random_state=seed).split(labels, labels, groups))
+    way = min(GroupShuffleSplit(200, test_size=fraction, random_state=seed).split(labels, labels, groups), key=unlike)
     fewest = min(len(np.unique(groups[labels == label])) for label in range(len(counts)))  # that a class is in
-    folds = max(2, min(round(1 / fraction), fewest))
-    with warnings.catch_warnings(action="ignore"):  # of a class with less images than folds
-        ways += StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
-    return min(ways, key=unlike)
+    folds = min(round(1 / fraction), fewest)
+    if unlike(way)[0] and folds >= 2 and 1 / folds <= 2 * fraction:  # slow, and its parts may be larger than asked for
+        with warnings.catch_warnings(action="ignore"):  # of a class with less images than folds
+            balanced = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
+            way = min(balanced, key=unlike)
+    return way
 
 
 def _check_groups(parts: dict[str, datasets.Dataset], group: str | None) -> None:

@@ -25,7 +25,8 @@ TASK_SIZE = 64  # images that a thread takes at a time, at most
 TASK_BYTES = 2**24  # of their files and of the resized images, at most, where there is more than one
 BYTES_AHEAD = 2**29  # of all tasks that are begun and not yet written
 ROWS_READ = 8  # at a time: one by one takes longer
-OWN = (None, errno.ENOENT, errno.EISDIR, errno.ELOOP)  # of the image; other errors are the machine's or the disk's
+# Errors of the image, or of what a table calls it; others are the machine's or the disk's.
+OWN = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 SMALL = 128 * 128  # pixels: up to here an image is resized together with others of its size
 MOST = 2_000_000  # images among which near-duplicates are looked for: the time grows with train times test and val
 PACKAGES = ["datasets", "pillow", "torch", "numpy", "scikit-learn"]  # that decide the shards
