@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # `make test` runs several tests at a time
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
     os.environ.pop(name, None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as after `nohup make test &`: no test's program would end
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.helpers.project import HANGS, KILLED, NO_NETWORK, TRIED, command, edit_params, new_project
 
