@@ -19,7 +19,7 @@ setup: .venv/installed ## Build .venv from requirements.txt; make a git reposito
 	@test -z "$(PYTHON)" || test "$$($(PYTHON) --version)" = "$$(.venv/bin/python --version)" || \
 		{ echo "error: .venv has $$(.venv/bin/python --version): remove it to build it with $(PYTHON)" >&2; exit 1; }
 	@grep -qsF "$(CURDIR)/.venv/bin/" .venv/bin/dvc || \
-		{ echo "error: .venv was built in another folder, or not to its end: remove it and run make again" >&2; exit 1; }
+		{ echo "error: .venv was built in another folder or is incomplete: remove it and run make again" >&2; exit 1; }
 	@git rev-parse --git-dir >/dev/null 2>&1 || git init -q
 	@git config user.email >/dev/null || \
 		{ git config user.name "image-classifier" && git config user.email "image-classifier@localhost"; }

@@ -33,7 +33,7 @@ def test_scores_of_another_model_than_the_params_are_refused(again):
     found = stages()
     for out in found[again]["outs"]:
         out["md5"] = "3"
-    with pytest.raises(UserError, match="dvc.lock of HEAD is of a run that is not finished"):
+    with pytest.raises(UserError, match="dvc.lock of HEAD: a stage was not run, or ran again after evaluate"):
         params_of_run(found, "dvc.lock of HEAD")
 
 

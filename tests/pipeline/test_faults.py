@@ -37,7 +37,7 @@ from image_classifier.training.resume import State
 from image_classifier.training.stepper import Stepper
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, export, prepare, report, train
-from tests.helpers.project import AS_A_USER, HANGS, KILLED, command, edit_params, new_project, wait_for
+from tests.helpers.project import AS_A_USER, HANGS, KILLED, ROOT, command, edit_params, new_project, wait_for
 from tests.helpers.training import validations
 
 STAGES = {"prepare": 0.6, "train": 3.5, "evaluate": 1.5, "export": 6.0}  # seconds that each works on two fast cores
@@ -439,6 +439,25 @@ def test_verify_reads_names_that_are_not_ascii(project, monkeypatch, capsys, nam
     assert verify.main(record=False, against=None) == 0
     assert "and identical to the committed dvc.lock" in capsys.readouterr().out
     assert seen == [{}, verify.ELSEWHERE | {"PYTHONUTF8": utf8}]
+
+
+def test_verify_where_git_cannot_clone_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    command(tmp_path, "git", "init", "-q")
+    monkeypatch.chdir(tmp_path / "inside")
+    with pytest.raises(UserError, match="git could not clone this folder"):
+        verify.main(record=False, against=None)
+
+
+def test_an_environment_of_another_folder_is_told(tmp_path):
+    """As after `mv`, when its programs are not found, or after `cp -r`, when they run the other folder's code."""
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/dvc").write_text("#!/elsewhere/.venv/bin/python\n")
+    (tmp_path / ".venv/installed").touch()
+    found = command(tmp_path, "make", "setup", ok=False)
+    assert found.returncode and "error: .venv was built in another folder or is incomplete: remove it" in found.stderr
 
 
 def test_verify_needs_a_committed_lock(project):

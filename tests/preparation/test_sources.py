@@ -661,7 +661,7 @@ def test_labels_of_a_csv_are_the_text_that_it_holds(workspace, labels, names):
 def test_a_comma_at_the_end_of_each_row_shifts_nothing_unseen(workspace):
     folder = workspace / "data/raw/pets"
     listed(folder, "metadata.csv", [f"{number}.png" for number in range(40)], [f"{name}," for name in NAMES] * 20)
-    assert "more cells in its rows than names of columns, such as a comma at their ends" in refused()
+    assert "rows with more cells than its header, as a trailing comma makes" in refused()
 
 
 def test_parts_whose_names_end_in_a_hash_are_whole(workspace):
@@ -678,7 +678,10 @@ def test_parts_whose_names_end_in_a_hash_are_whole(workspace):
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ('{"file_name": "1.png", "label": "cat", "id": 99999999999999999999}', "its tables do not fit together"),
+        (
+            '{"file_name": "1.png", "label": "cat", "id": 99999999999999999999}',
+            "columns of its tables do not match",
+        ),
         ("[1, 2]", "metadata.jsonl cannot be read: "),
         ("7", "metadata.jsonl cannot be read: "),
     ],
@@ -708,7 +711,7 @@ def test_a_table_may_stand_above_the_splits_and_leave_images_out(workspace, caps
     drawn(900).save(folder / "train/other.png")
     prepare.main()
     assert [prepared(split)["count"] for split in ("train", "val", "test")] == [30, 10, 10]
-    assert "1 images, such as data/raw/pets/train/other.png, are in no table" in capsys.readouterr().out
+    assert "not used: 1 images that no table lists, such as data/raw/pets/train/other.png" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -716,10 +719,10 @@ def test_a_table_may_stand_above_the_splits_and_leave_images_out(workspace, caps
     [
         (
             lambda text: text.replace("train/39.png", "holdout/39.png"),
-            "as a folder's name says, and also holdout/39.png: put",
+            "in folders named after splits, and also holdout/39.png: move",
         ),
         (lambda text: text.replace("file_name", "file"), "metadata.csv has no column file_name, only file, label"),
-        (lambda text: text.replace("file_name,label", "file_name,image"), "metadata.csv has a column image beside"),
+        (lambda text: text.replace("file_name,label", "file_name,image"), "has a column named image beside file_name"),
         (lambda text: text.replace("label", '"label'), "metadata.csv cannot be read: "),
         (lambda text: text.split("\n")[0], "data.source = data/raw/pets: its tables list no images"),
     ],
@@ -734,9 +737,9 @@ def test_a_table_of_labels_that_cannot_be_taken_says_what_to_do(workspace, chang
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("extra.parquet", "extra.parquet has no split's name, as other files have (train, test, ...)"),
-        ("more/x.parquet", "more/x.parquet has no split's name"),
-        ("plain_text/train-00001-of-00003.parquet", "is one of 3 files, of which 1 are here: get the others"),
+        ("extra.parquet", "extra.parquet would be ignored, as only other files are named after a split"),
+        ("more/x.parquet", "more/x.parquet would be ignored"),
+        ("plain_text/train-00001-of-00003.parquet", "is one of 3 files, and 1 were found: download the rest"),
     ],
 )
 def test_a_table_that_would_not_be_read_is_refused(workspace, name, expected):
@@ -751,26 +754,35 @@ def test_a_table_among_the_folders_of_the_classes_is_refused(workspace):
     """`datasets` would read the images alone, past every check of such folders."""
     class_folders(workspace / "data/raw/pets", 40)
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), "data/raw/pets/embeddings.parquet")
-    assert "holds parquet files and also 000.png: move the one kind away" in refused()
+    assert "holds parquet files and also 000.png: keep one kind" in refused()
 
 
 def test_a_readme_that_begins_with_text_between_lines_is_one_line(workspace):
     parquet(workspace / "data/raw/pets", train=pets(40))
     (workspace / "data/raw/pets/README.md").write_text("---\nPets of 2024\n---\n")
-    assert "README.md begins with text between lines of ---" in refused()
+    assert "README.md starts with a block between --- lines" in refused()
 
 
 def test_a_name_that_is_a_pattern_to_datasets_is_refused(workspace):
     parquet(workspace / "data/raw/pets [v2]", train=pets(40))
     edit_params(workspace, {"data": {"source": "data/raw/pets [v2]"}})
-    assert "which `datasets` takes for a pattern: rename the folder" in refused()
+    assert "which `datasets` reads as a pattern: rename the folder" in refused()
+
+
+def test_labels_in_half_precision_are_classes_too(workspace):
+    labels = np.arange(40, dtype=np.float16) % 2
+    table = {"image": [encoded(drawn(number)) for number in range(40)], "label": labels}
+    (workspace / "data/raw/pets").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(table), "data/raw/pets/train.parquet")
+    prepare.main()
+    assert prepared("train")["class_names"] == ["0", "1"]
 
 
 def test_a_class_with_a_carriage_return_is_refused(workspace):
     table = {"image": [encoded(drawn(number)) for number in range(40)], "label": ["cat\r", "dog"] * 20}
     (workspace / "data/raw/pets").mkdir()
     pyarrow.parquet.write_table(pyarrow.table(table), "data/raw/pets/train.parquet")
-    assert "the class cat\\r holds a carriage return" in refused()
+    assert "the class cat\\r contains a carriage return" in refused()
 
 
 @pytest.mark.parametrize("shape", ["bytes", "struct", "struct without a path"])

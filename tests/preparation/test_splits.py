@@ -169,6 +169,6 @@ def test_a_part_of_another_size_than_asked_for_is_told(capsys):
     groups = [f"{label} {n // 10}" for label in range(2) for n in range(40)]
     whole["train"] = whole["train"].add_column("group", groups)
     splits.split(whole, settings(test_fraction=0.125, val_fraction=0.4, group="group"), seed=0)
-    assert "prepare: data.test_fraction = 0.125 takes 25.0% of the images, since it takes whole groups" in (
+    assert "prepare: data.test_fraction = 0.125 takes 25.0% of the images, because groups stay whole" in (
         capsys.readouterr().out
     )

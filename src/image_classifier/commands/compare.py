@@ -51,7 +51,7 @@ def main(a: str, b: str) -> int:
         if ours.get(key) != theirs.get(key):
             print(f"  param       {key}: {theirs.get(key)} -> {ours.get(key)}")
     if ours.get("data.group"):
-        print("  note        images of one group (data.group) are alike, and count as independent here")
+        print("  note        images of the same group (data.group) are correlated, but treated as independent here")
     return 0
 
 

@@ -33,14 +33,15 @@ def main() -> int:
     accuracy, low, high = tables.read_intervals(METRICS / "evaluate/intervals.csv").loc["accuracy"]
     predictions = tables.read_predictions(METRICS / "evaluate/predictions.csv")
     wrong = int((predictions["actual"] != predictions["predicted"]).sum())
-    compared = "them" if len(predictions) <= 10_000 else "10,000 of them"  # at most, as export says
+    compared = min(len(predictions), tables.COMPARED)
     agreement = min(parity["onnx_agreement"], parity["hf_agreement"])
     print(f"\n{run['model.name']} on {run['data.source']}")
     interval, images = f"95% interval {low:.2%} to {high:.2%}", f"{len(predictions):,} images"
     print(f"  test accuracy  {accuracy:.2%} ({interval}): {wrong} mistakes in {images}")
     epoch, epochs = best["best_epoch"] + 1, run["training.num_epochs"]
     print(f"  best epoch     {epoch} of {epochs}, val accuracy {best['val_accuracy']:.2%}")
-    print(f"  model          {EXPORT}/model.onnx and {EXPORT}/hf agree with torch on {agreement:.2%} of {compared}")
+    agreed = f"{agreement:.2%} of {compared:,} test images"
+    print(f"  model          {EXPORT}/model.onnx and {EXPORT}/hf agree with torch on {agreed}")
     print(f"  report         {METRICS}/report.md\n")
     print("Next, after `source .venv/bin/activate`:")
     width = max(len(command) for command, _ in NEXT)

@@ -87,9 +87,11 @@ def changes(there: dict[str, str], here: dict[str, str]) -> str:
 
 
 def clone(folder: Path) -> None:
-    """Clone the committed state. Raises UserError: git refuses, in words that stand above."""
+    """Clone the committed state. Raises UserError: git refuses, and has printed why."""
     if subprocess.run(["git", "clone", "-q", Path.cwd(), folder], check=False).returncode:
-        raise UserError("git cannot clone this folder, as it says above: verify needs the root of a git repository")
+        raise UserError(
+            "git could not clone this folder (see its message above): run verify at the root of a git repository"
+        )
 
 
 def rerun(folder: Path, surroundings: dict[str, str]) -> Path:

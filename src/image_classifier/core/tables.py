@@ -7,6 +7,8 @@ import pandas as pd
 from image_classifier.core import files
 from image_classifier.core.errors import UserError
 
+COMPARED = 10_000  # test images that the exported formats are compared with torch on, at most
+
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """predictions.csv of evaluate, one row an image: image (SHA-256), actual, predicted, confidence; all of it text."""
@@ -27,7 +29,7 @@ def read_classes(path: Path) -> pd.DataFrame:
 
 
 def read_shared(shards: Path) -> dict[str, int]:
-    """How many images of train and of val are identical to images of later splits; nothing if none is."""
+    """How many images of train are identical to images of val or test, and of val to test; empty if none is."""
     paths = {name: shards / name / "index.json" for name in ("train", "val")}
     indexes = {name: files.read_json(path, "run `dvc repro prepare`") for name, path in paths.items()}
     counts = {name: len(index["findings"]["duplicates"]) for name, index in indexes.items()}

@@ -17,10 +17,10 @@ RESAMPLES = 1000  # of the bootstrap
 def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
     """Every score with its 95 % interval, one row each: value, low, high; indexed by the score's name.
 
-    `labels` are int64 [N], `probabilities` float [N, classes]. Shares of the images have Wilson's interval. So have
-    averages over the classes, with the number of images at which a share would vary as much as the average does in a
-    bootstrap over each class's images (the effective sample size of Korn and Graubard 1998): the bootstrap's own
-    percentiles are too narrow near 1. Loss and calibration error have percentiles of a bootstrap over all images.
+    `labels` are int64 [N], `probabilities` float [N, classes]. Accuracies have Wilson's interval. So do averages over
+    the classes, with the number of images for which an accuracy would have the variance that the average has in a
+    bootstrap within each class (effective sample size, Korn and Graubard 1998): bootstrap percentiles are too narrow
+    near 1. With many classes of a few images, that of precision still is. Loss and calibration error have percentiles.
     """
     predicted, classes = probabilities.argmax(axis=1), range(probabilities.shape[1])
     shares = {"accuracy": (predicted == labels).mean()}
@@ -39,13 +39,13 @@ def _averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, tuple[floa
     by_class, rng = [counts[pairs[0] == label] for label in np.unique(labels)], np.random.default_rng(0)
     weights = np.hstack([rng.multinomial(own.sum(), own / own.sum(), size=RESAMPLES) for own in by_class])
     variances = sample_averages(pairs[0], pairs[1], weights).var()
-    # A class that happens to be all right varies in no sample: at most what the sizes of the classes allow.
+    # A class without mistakes has no variance in a bootstrap, so the class sizes limit the effective number.
     most_macro = len(by_class) ** 2 / sum(1 / own.sum() for own in by_class)
     rows = {}
     for name, value in averages(labels, predicted).items():
         most = most_macro if name.startswith("macro_") else len(labels)
-        variance = max(variances[name], np.finfo(float).tiny)  # of classes all right or all wrong it is zero
-        perfect = min(value, 1 - value) < 1e-9  # or perfectly wrong, as is every sample
+        variance = max(variances[name], np.finfo(float).tiny)  # zero if every class is all right or all wrong
+        perfect = min(value, 1 - value) < 1e-9  # or the opposite, and so is every sample
         rows[name] = (value, *wilson(value, most if perfect else min(most, value * (1 - value) / variance)))
     return rows
 
@@ -53,9 +53,9 @@ def _averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, tuple[floa
 def _losses(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, tuple[float, float, float]]:
     """The rows of `confidence_intervals` that come from probabilities: loss and calibration error.
 
-    The calibration error of a calibrated model is above 0 too, by chance, and a bootstrap adds as much again. Where
-    such a model would show the error in question (consistency resampling, Broecker and Smith 2007), the interval
-    begins at 0; else the lower end is less both.
+    By chance the calibration error is above 0 even for a calibrated model, and a bootstrap adds as much again. If a
+    calibrated model could have this error (consistency resampling, Broecker and Smith 2007), the interval starts at 0;
+    otherwise both are subtracted from its lower end.
     """
     predicted, rng = probabilities.argmax(axis=1), np.random.default_rng(0)
     losses = -np.log(probabilities[np.arange(len(labels)), labels].clip(np.finfo(probabilities.dtype).eps))

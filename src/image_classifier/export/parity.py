@@ -11,7 +11,6 @@ from image_classifier.core.errors import UserError
 from image_classifier.export.formats import FILES
 from image_classifier.images.shards import ShardReader
 
-SAMPLE = 10_000  # images
 FORMATS = {"onnx": "the ONNX model", "hf": "transformers' pipeline"}
 
 
@@ -33,8 +32,8 @@ def parity(labels: np.ndarray, torch_probabilities: np.ndarray, probabilities: n
 
 
 def sample(count: int) -> np.ndarray:
-    """The numbers of those of `count` test images that formats are compared on: all, or the same `SAMPLE` of more."""
-    return np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
+    """Which of `count` test images the formats are compared on: all, or always the same `tables.COMPARED` of more."""
+    return np.sort(np.random.default_rng(0).permutation(count)[: tables.COMPARED])
 
 
 def near_best(probabilities: np.ndarray, classes: np.ndarray, error: float) -> np.ndarray:

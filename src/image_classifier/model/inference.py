@@ -32,7 +32,7 @@ def predict(
 
     Raises UserError: an output is NaN or infinite.
     """
-    network.train().eval()  # in between, some networks (LeViT) forget what they keep of earlier weights
+    network.train().eval()  # LeViT caches attention biases in eval mode; train() drops them
     all_labels, all_probabilities = [], []
     for images, labels in batches:
         with precision.autocast():

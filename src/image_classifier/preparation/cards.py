@@ -34,7 +34,7 @@ def check_card(folder: Path) -> bool:
         return False  # which `datasets` will tell
 
     if not isinstance(settings, dict | None):
-        raise UserError(f"{card} begins with text between lines of ---, which `datasets` takes for settings: move it")
+        raise UserError(f"{card} starts with a block between --- lines, which `datasets` parses as settings: move it")
 
     def texts(value: Any) -> Any:
         if isinstance(value, dict | list):
@@ -51,10 +51,10 @@ def check_card(folder: Path) -> bool:
 
 
 def check_tables(folder: Path, builder: datasets.DatasetBuilder, chosen: bool) -> None:
-    """Refuse tables that `datasets` would read wrongly or, without a word, not at all.
+    """Refuse tables that `datasets` would misread, or ignore without a warning.
 
-    It takes the class names of the first table for those of all; leaves out tables without a split's name where others
-    have one, unless they were `chosen`; reads the images where those are more; and takes a part of a download as whole.
+    It gives the class names of the first table to all. It ignores files that are not named after a split if others are
+    (intended if the files are `chosen`), and all tables if there are more images. It accepts an incomplete download.
     """
     paths = [Path(os.path.abspath(file)) for file in chain(*(builder.config.data_files or {}).values())]
     what, known = f"data.source = {folder}", dict[str, datasets.ClassLabel]()
@@ -62,10 +62,10 @@ def check_tables(folder: Path, builder: datasets.DatasetBuilder, chosen: bool) -
         if not path.is_relative_to(folder.absolute()):
             raise UserError(f"{what} refers to {path}, outside of it: put its files inside")
         if path.suffix != ".parquet":
-            raise UserError(f"{what} holds parquet files and also {path.name}: move the one kind away")
+            raise UserError(f"{what} holds parquet files and also {path.name}: keep one kind, and move the other away")
         part = re.fullmatch(r"(.*-)\d+(-of-0*(\d+))\b.*", path.name)  # before .parquet there may be a hash
         if part and (here := len(list(path.parent.glob(f"{escape(part[1])}*{escape(part[2])}*")))) < int(part[3]):
-            raise UserError(f"{what}: {path.name} is one of {part[3]} files, of which {here} are here: get the others")
+            raise UserError(f"{what}: {path.name} is one of {part[3]} files, and {here} were found: download the rest")
         features: dict[str, Any] = {}
         with suppress(ValueError, NotImplementedError):  # pyarrow's: no parquet, or damaged: loading it will say so
             features = datasets.Features.from_arrow_schema(parquet.read_schema(path))
@@ -77,5 +77,5 @@ def check_tables(folder: Path, builder: datasets.DatasetBuilder, chosen: bool) -
     if not chosen and (unread := sorted(found.difference(paths))):
         other = unread[0].relative_to(folder.absolute())
         raise UserError(
-            f"{what}: {other} has no split's name, as other files have (train, test, ...): rename or move it"
+            f"{what}: {other} would be ignored, as only other files are named after a split: rename or move it"
         )

@@ -149,6 +149,8 @@ def _check_missing(rows: datasets.Dataset, split: str, label: str, source: str) 
 
 def _named(source: datasets.DatasetDict) -> datasets.DatasetDict:
     """Turn a column of plain values into class labels, in sorted order."""
+    if source["train"].features["label"].dtype == "float16":  # which pyarrow can neither print nor sort
+        source = source.cast_column("label", datasets.Value("float32"))
     text = source.cast_column("label", datasets.Value("string"))
     names: dict[Any, str] = {}  # value -> its text
     for split in source:
@@ -161,7 +163,7 @@ def check_labels(source: datasets.DatasetDict, what: str) -> None:
     if len(names) < 2:
         raise UserError(f"data.source = {what} has one class, {names[0]}: a classifier needs two or more")
     if odd := next((name for name in names if "\r" in name), None):  # which ends a row for readers of CSV
-        raise UserError(f"data.source = {what}: the class {printable(odd)} holds a carriage return: save without them")
+        raise UserError(f"data.source = {what}: the class {printable(odd)} contains a carriage return: remove it")
     _tell_twins(names)
     for split, rows in source.items():
         labels = np.asarray(rows["label"])

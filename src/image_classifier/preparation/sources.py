@@ -78,7 +78,7 @@ def _local(data: Data, folder: Path, scratch: Path) -> datasets.DatasetDict:
     options: dict[str, Any] = {"cache_dir": str(scratch), "name": data.config}
     if any(folder.rglob("*.parquet")):
         if re.search(r"[\[\]*?]", str(folder)):
-            raise UserError(f"{what} holds one of [ ] * ?, which `datasets` takes for a pattern: rename the folder")
+            raise UserError(f"{what} contains one of [ ] * ?, which `datasets` reads as a pattern: rename the folder")
         chosen = check_card(folder) or data.config is not None
         check_tables(folder, _loaded(str(folder), what, load=datasets.load_dataset_builder, **options), chosen)
         return _loaded(str(folder), what, **options)
@@ -97,7 +97,9 @@ def _local(data: Data, folder: Path, scratch: Path) -> datasets.DatasetDict:
         source[name] = _table(paths, [names.index(label) for label, _ in images], names)
         if data.group is not None:
             if data.group in ("image", "label"):
-                raise UserError(f"data.group = {data.group} is the name of a column here: write ({data.group})")
+                raise UserError(
+                    f"data.group = {data.group} is also the name of a column here: write it as ({data.group})"
+                )
             groups = [_group_of(path.relative_to(roots[name]), data.group) for _, path in images]
             source[name] = source[name].add_column(data.group, groups)
     return source

@@ -57,7 +57,7 @@ def _carve(
     if "group" in dataset.column_names:
         rest, part = _grouped(labels, np.asarray(dataset["group"]), fraction, seed)
         if abs((share := len(part) / len(labels)) - fraction) > fraction / 4:
-            print(f"prepare: {key} = {fraction} takes {share:.1%} of the images, since it takes whole groups")
+            print(f"prepare: {key} = {fraction} takes {share:.1%} of the images, because groups stay whole")
     else:
         size = math.ceil(fraction * len(labels))
         if min(size, len(labels) - size) < len(names):
@@ -83,8 +83,8 @@ def _carve(
 def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of both sides, each group on one of them.
 
-    Of 200 random ways it is the one that leaves each class on both sides and shares them out most evenly; if none does
-    the former, as where groups lie inside classes, a balanced one, of up to twice the fraction.
+    The best of 200 random splits: every class on both sides, and class shares closest to the fraction. If none has
+    every class on both sides, as when each group holds one class, the best stratified one, up to twice the fraction.
     """
     number = len(np.unique(groups))
     if number < 2:
@@ -100,7 +100,7 @@ def _grouped(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int)
     way = min(GroupShuffleSplit(200, test_size=fraction, random_state=seed).split(labels, labels, groups), key=unlike)
     fewest = min(len(np.unique(groups[labels == label])) for label in range(len(counts)))  # that a class is in
     folds = min(round(1 / fraction), fewest)
-    if unlike(way)[0] and folds >= 2 and 1 / folds <= 2 * fraction:  # slow, and its parts may be larger than asked for
+    if unlike(way)[0] and folds >= 2 and 1 / folds <= 2 * fraction:  # slower, and may take more than the fraction
         with warnings.catch_warnings(action="ignore"):  # of a class with less images than folds
             balanced = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(labels, labels, groups)
             way = min(balanced, key=unlike)

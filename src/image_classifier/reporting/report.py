@@ -43,6 +43,7 @@ def write_report(path: Path, config: Config, metrics: Path, index: Path, weights
         **config.model_dump(),
         "accuracy": intervals.loc["accuracy"],
         "best_epoch": best_epoch + 1,
+        "compared": min(len(predictions), tables.COMPARED),
         "classes": to_markdown(tables.read_classes(metrics / "evaluate/per_class.csv"), worst="f1_score"),
         "confused": _confused(predictions),
         "epochs": to_markdown(series),

@@ -59,10 +59,10 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
     for module in network.modules():
         if isinstance(module, nn.Dropout) and model.dropout is not None:
             module.p = model.dropout
-        for name in ("dropout", "attention_dropout"):  # as attention keeps it, as a number
+        for name in ("dropout", "attention_dropout"):  # attention layers keep their rate as a number
             if isinstance(getattr(module, name, None), float) and model.dropout is not None:
                 setattr(module, name, model.dropout)
-        if hasattr(module, "set_shift_and_window_size"):  # Swin's: a small image would switch shifting off for good
+        if hasattr(module, "set_shift_and_window_size"):  # Swin would stop shifting for good after a small image
             first = {"shift_size": module.shift_size, "window_size": module.window_size}
             module.register_forward_pre_hook(lambda layer, _, first=first: layer.__dict__.update(first))
     if network.config.model_type == timm_models.TYPE:

@@ -71,7 +71,7 @@ def features_of(
                     network(pixel_values=pixels)
                     if len(seen) != 2 or not torch.equal(*seen) or not torch.equal(head.linear(seen[0]), scores):
                         return None
-            parts.append(seen[0].cpu().clone())  # a view, such as of the first token, would keep all the others
+            parts.append(seen[0].cpu().clone())  # a view of one token would keep all tokens in memory
     found = copy.copy(split)
     found.images, found.starts = [torch.cat(parts)], np.array([0, len(split)])
     return found

@@ -52,7 +52,7 @@ def _numbers(network: PreTrainedModel, head: set[str]) -> dict[str, int]:
     # The largest list of modules is that of the blocks: others are of their parts, or of patch embeddings.
     lists = [module for module in network.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     blocks = max(lists, key=size, default=nn.ModuleList())
-    # Lists of as many parts beside it are of the same blocks, such as the patch embedding that each begins with.
+    # Lists of the same length beside it belong to the same blocks, such as the patch embedding that each starts with.
     around = [module for module in network.modules() if any(part is blocks for part in module.children())]
     beside = [part for module in around for part in module.children() if isinstance(part, nn.ModuleList)]
     alike = [part for part in beside if len(part) == len(blocks)]

@@ -50,7 +50,7 @@ class State:
     def take(self, group: Group) -> AcquireReturnProxy:
         """Hold `lock` in a with statement; a queued experiment that trains the same model is waited for.
 
-        Raises Timeout: it holds the lock, and the other processes of `group` would wait in vain.
+        Raises Timeout: another run holds the lock, and the other processes of `group` would time out waiting.
         """
         try:
             return self.lock.acquire()
@@ -59,7 +59,7 @@ class State:
                 raise
         print(f"train: waiting for another run that trains the same model: {self.lock.lock_file}", flush=True)
         held = self.lock.acquire(timeout=-1)
-        if not self._kept():  # that run has ended, and its MLflow run is its own
+        if not self._kept():  # that run has finished: this one gets an MLflow run of its own
             files.remove(self.folder / TRAINING)
         return held
 

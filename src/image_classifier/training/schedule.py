@@ -60,7 +60,7 @@ def rate_factors(network: PreTrainedModel, training: Training) -> dict[str, floa
         return {}
     *backbone, head = layers(network, head_parameters(network))
     if training.layer_lr_decay != 1 and len(backbone) < 2:
-        raise UserError(f"training.layer_lr_decay: {type(network).__name__} has no list of blocks to tell: set it to 1")
+        raise UserError(f"training.layer_lr_decay: {type(network).__name__} has no list of blocks: set it to 1")
     factors = dict.fromkeys(head, training.head_lr_factor)
     for depth, names in enumerate(reversed(backbone)):
         factors |= dict.fromkeys(names, training.layer_lr_decay**depth)

@@ -187,8 +187,8 @@ class Stepper:
 def smoothed_loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float) -> Tensor:
     """The summed cross-entropy of labels int64 [N] or shares [N, classes], weighted by class and smoothed.
 
-    Smoothing weighs as much as the image. torch weighs each class in it by its own weight, and a network then does best
-    to call every image of a common class a rare one.
+    The smoothing term has the weight of its image. torch gives each class in that term the class's own weight, and with
+    a rare enough class the loss is then lowest if every image is predicted to be of that class.
     """
     own = F.cross_entropy(logits, targets, weights, reduction="none")
     of_image = weights[targets] if targets.ndim == 1 else targets @ weights
