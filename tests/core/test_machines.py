@@ -301,6 +301,15 @@ def test_a_target_that_cannot_be_written_is_named_before_any_work(tmp_path):
         pytest.fail("nothing can be written here")
 
 
+def test_a_file_does_not_take_a_folders_place(tmp_path):
+    kept = tmp_path / "out.csv/kept"
+    kept.parent.mkdir()
+    kept.touch()
+    with pytest.raises(UserError, match="out.csv cannot be written: .*Is a dir"), files.atomic(kept.parent) as out:
+        out.touch()
+    assert [*tmp_path.rglob("*")] == [kept.parent, kept]
+
+
 def test_an_unexpected_error_of_the_system_says_how_to_see_where(monkeypatch, capsys):
     def fails():
         raise OSError(5, "Input/output error")

@@ -44,8 +44,8 @@ def sha256(path: str | Path) -> str:
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` for a file or folder to be made; rename it into place on success.
 
-    What stood under `path` is replaced. On failure the unfinished work is removed and `path` stays
-    as it was. Every file gets the permissions of a new one, whatever its writer chose.
+    What stood under `path` is replaced, a folder only by a folder. On failure the unfinished work is
+    removed and `path` stays as it was. Every file gets the permissions of a new one, whatever its writer chose.
 
     Raises UserError: `path` cannot be written. Any other error of the caller's work passes unchanged.
     """
@@ -120,7 +120,7 @@ def _replace(unfinished: Path, path: Path) -> None:
         if part.is_file():  # safetensors makes its files for their owner alone
             part.chmod(0o666 & ~umask)
         _to_disk(part)  # or a power cut could leave the name without the content
-    if path.is_dir() or unfinished.is_dir():
+    if unfinished.is_dir():  # a file takes no folder's place
         remove(path)
     os.replace(unfinished, path)
     _to_disk(path.parent)
