@@ -48,8 +48,8 @@ repro: setup ## Run the pipeline: prepare, train, evaluate, export, report
 	@image-classifier summary
 
 .PHONY: recipe
-recipe: setup ## Write a recipe into params.yaml: make recipe NAME=cifar10
-	@image-classifier recipe $(or $(NAME),$(error which one? make recipe NAME=cifar10; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
+recipe: setup ## Write a recipe into params.yaml: make recipe NAME=finetune
+	@image-classifier recipe $(or $(NAME),$(error which one? make recipe NAME=finetune; there are $(basename $(notdir $(wildcard recipes/*.yaml)))))
 
 .PHONY: check
 check: lint ## Lint, check types, and run the tests that need no trained pipeline

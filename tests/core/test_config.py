@@ -94,7 +94,7 @@ def test_odd_yaml_is_refused_in_one_line(params, text):
     params.write_text(text)
     with pytest.raises(UserError) as error:
         config.load(params)
-    assert "params.yaml" in str(error.value)
+    assert re.fullmatch(r".*params\.yaml( line \d)?( is not valid YAML: .+|: it holds no keys)", str(error.value))
 
 
 def test_numbers_as_dvc_writes_them_are_numbers(params):

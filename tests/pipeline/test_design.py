@@ -250,9 +250,11 @@ PAGES = [
 
 
 def commands_of(page: str) -> list[str]:
-    """The command lines that a page shows."""
-    blocks = re.findall(r"```(?:console|sh|bash)\n(.*?)```", (ROOT / page).read_text(), re.S)
-    return [line.removeprefix("$ ").strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    """The command lines that a page shows: in blocks, indented or inside a sentence."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    return re.findall(
+        r"(?:^\$ |^    (?=make |dvc |image-classifier )|`(?=(?:make|dvc|image-classifier) ))([^`#\n]+)", text, re.M
+    )
 
 
 def test_the_readme_is_short_and_has_the_commands_that_people_type():
@@ -268,10 +270,12 @@ def test_commands_exist(page):
     commands = set(re.findall(r'add_parser\(\s*"([a-z]+)"', (PACKAGE / "__main__.py").read_text()))
     for line in commands_of(page):
         words = line.split()
-        if words[0] == "make":
+        if words[0] == "make" and "=" not in words[1]:
             assert words[1] in targets, line
         if words[0] == "image-classifier":
             assert words[1] in commands, line
+        for recipe in re.findall(r"NAME=([a-z0-9-]+)", line):
+            assert (ROOT / f"recipes/{recipe}.yaml").is_file(), line
         for key in re.findall(r"-S ([a-z_.]+)=", line):
             schema = config.Config
             for name in key.split("."):
@@ -279,11 +283,19 @@ def test_commands_exist(page):
                 schema = schema.model_fields[name].annotation
 
 
+def anchors(page: Path) -> set[str]:
+    """How a page's headings are linked to."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", (ROOT / page).read_text()):
         if not target.startswith(("http://", "https://")):
-            assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+            found = (ROOT / page).parent / target if target else ROOT / page
+            assert found.exists(), f"{page} links to {target}"
+            assert not anchor or anchor in anchors(found), f"{page} links to {target}#{anchor}"
 
 
 def test_the_readmes_output_is_that_of_the_committed_run(monkeypatch, capsys, tmp_path):

@@ -50,7 +50,7 @@ def _repository() -> str:
     _output(sys.executable, "-m", "dvc", "stage", "list", "-q", remedy="fix dvc.yaml, or run this from a clone")
     unfinished = [path.parent for path in Path(".resume").glob("*/epoch-*.pt")]
     size = sum(path.stat().st_size for folder in unfinished for path in folder.iterdir()) / 1e6
-    kept = f"; .resume keeps {len(unfinished)} unfinished trainings ({size:.0f} MB): remove what will not go on"
+    kept = f"; .resume keeps {len(unfinished)} unfinished trainings ({size:.0f} MB): delete what you will not resume"
     told = f"commit {commit}, {len(changed)} changed files, a DVC pipeline; `dvc status` says what is out of date"
     return told + (kept if unfinished else "")
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, YAMLError
 
-from image_classifier.core.errors import UserError, printable
+from image_classifier.core.errors import UserError, first_line, printable
 
 
 def is_commit(revision: str | None) -> bool:
@@ -168,7 +168,7 @@ class Config(Section):
             raise ValueError("muon leaves the head, all that is trained here, to adamw: set training.optimizer = adamw")
         if self.portable:
             if self.num_threads is None:
-                raise ValueError("portable = true needs num_threads: another number gives other last digits")
+                raise ValueError("portable = true needs num_threads: another number changes the last digits")
             if self.training.precision != "fp32":
                 raise ValueError("portable = true needs training.precision = fp32: not every processor has the others")
             if self.training.device != "cpu":
@@ -190,7 +190,7 @@ def load(path: str | Path = "params.yaml") -> Config:
     except (YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise UserError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', first_line(error))}") from None
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -210,5 +210,5 @@ def _explain(path: Path, problem: ErrorDetails) -> str:
         return f"{path}: {name} is missing; every key must be present (null where unset)"
     allowed = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:  # about the whole file, or about several keys
-        return f"{path}: {allowed}"
+        return f"{path}: {'it holds no keys' if problem['type'] == 'model_type' else allowed}"
     return f"{path}: {name} = {problem['input']!r:.80}: {allowed[0].lower()}{allowed[1:]}"

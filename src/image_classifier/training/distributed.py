@@ -160,7 +160,7 @@ def launch(stage: str, training: Training, device: torch.device) -> bool:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else "failed, as it says above"
-        raise UserError(f"process {rank} of {count} {how}: call again to go on after the last finished epoch") from None
+        raise UserError(f"process {rank} of {count} {how}: rerun to resume after the last finished epoch") from None
     except SignalException:
         raise KeyboardInterrupt from None
 

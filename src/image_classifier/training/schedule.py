@@ -14,10 +14,10 @@ from image_classifier.training.muon import Muon, hidden_weights
 
 
 def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_size: int) -> int:
-    """The training resolution of an epoch (from 0): the schedule's sizes share the epochs equally.
+    """The training resolution of an epoch (from 0): the schedule's sizes, spread evenly over the epochs.
 
     After MobileViT's multi-scale sampler, section 3.2 of arXiv 2110.02178. With fewer epochs than
-    sizes the last sizes are kept.
+    sizes some are skipped, never the last.
     """
     if schedule is None:
         return full_size
