@@ -30,14 +30,14 @@ def fit(params: config.Config, compute: numerics.Compute, group: distributed.Gro
     print(f"train: {sys.executable}\ntrain: {compute.name} on {compute.device}: {compute.reason}")
     runtime.configure(params.num_threads, group.here, params.portable)
     train, val = ShardReader("data/shards/train"), ShardReader("data/shards/val")
+    group.agree(repr(resume.inputs(params, compute, train, val)))
     network = build_network(params.model, train.class_names, train.resize.size, params.seed)
     normalize = input_normalization(params.data.normalization, params.model)
     parts = features.set_up(network, normalize, compute, params.training, train, val, group.first)
     trainer = Trainer(*parts[:2], compute, params.training, params.seed, *parts[2:], group)
     state, clock = resume.State(resume.fingerprint(params, compute, train, val)), trainer.clock
     if not group.first:
-        state.restore(trainer)
-        return trainer.follow()  # the first process logs and saves for all
+        return state.follow(trainer)  # the first process logs and saves for all
     tags = provenance.environment() | compute.facts() | {"processes": str(group.count), "data.sha256": train.sha256}
     with state.take(group), Tracker("metrics/train", params, len(train.class_names), tags, state.lock, clock) as log:
         state.restore(trainer)

@@ -51,6 +51,12 @@ def test_params_yaml_holds_every_key_of_the_schema_and_no_other():
         ({"data": None}, "data = None: input should be a valid dictionary"),
         ({"portable": True}, "portable = true needs num_threads"),
         ({"training": {"optimizer": "muon"}, "model": {"freeze_backbone": True}}, "to adamw: set training.optimizer"),
+        (
+            {"training": {"layer_lr_decay": 0.8}, "model": {"freeze_backbone": True}},
+            "layer_lr_decay does nothing where",
+        ),
+        ({"training": {"batch_norm_images": 1}}, "batch_norm_images = 1: input should be greater than or equal to 2"),
+        ({"model": {"unfreeze_blocks": 2}}, "model.unfreeze_blocks needs model.freeze_backbone = true"),
         ({"portable": True, "num_threads": 2}, "portable = true needs training.precision = fp32"),
         (
             {"portable": True, "num_threads": 2, "training": {"precision": "fp32"}},

@@ -167,6 +167,17 @@ def test_resized_crops_are_those_of_torchvision():
     assert (found[inner].float() - expected[inner].float()).abs().mean() < 2
 
 
+@pytest.mark.parametrize("smallest", [0.5, 0.9, 1.0])
+def test_no_crop_is_smaller_than_was_asked_for(smallest):
+    y, x = np.mgrid[:256, :256]
+    ramps = torch.from_numpy(np.stack([x, y, x], axis=2).astype(np.uint8)).repeat(COUNT, 1, 1, 1)
+    found = augment(ramps, draw(COUNT, 0, 0), settings(random_resized_crop=smallest)).float()
+    width, height = (found[..., channel].amax((1, 2)) - found[..., channel].amin((1, 2)) for channel in (0, 1))
+    areas = (width / 255) * (height / 255)
+    assert areas.min() > smallest - 0.02
+    assert (smallest == 1) == (areas.max() - areas.min() < 0.02)
+
+
 def trivially(name, image, strength, sign):
     """One image after one operation of TrivialAugment."""
     draws = drawn(operation=(OPERATIONS.index(name) + 0.5) / len(OPERATIONS), strength=strength, sign=sign)

@@ -153,6 +153,22 @@ def test_freezing_all_but_the_last_blocks(tmp_path, kind, blocks):
     assert f"model.unfreeze_blocks = 99, but the backbone has {blocks} blocks" in message
 
 
+@pytest.mark.parametrize("kind", ["efficientnet", "mobilenet_v1", "mobilenet_v2", "resnet"])
+def test_batch_norm_averages_over_more_than_the_last_batch(tmp_path, kind):
+    network = build(settings(hub_folder(tmp_path, kind)))
+    momenta = {module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert momenta and all(0.01 <= momentum <= 0.1 for momentum in momenta)
+
+
+def test_dropout_of_attention_that_a_checkpoint_gives_as_a_whole_number(tmp_path):
+    path = hub_folder(tmp_path, "vit")
+    told = json.loads((path / "config.json").read_text()) | {"attention_probs_dropout_prob": 0}
+    (path / "config.json").write_text(json.dumps(told))
+    network = build(settings(path, dropout=0.3))
+    found = {module.attention_dropout for module in network.modules() if hasattr(module, "attention_dropout")}
+    assert found == {0.3}
+
+
 def test_no_decay_for_norms_and_biases(tmp_path):
     network = build(settings(hub_folder(tmp_path, "resnet")))
     training = config.load().training.model_copy(update={"weight_decay": 0.1, "decay_norms_and_biases": False})

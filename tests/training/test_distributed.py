@@ -17,6 +17,7 @@ from image_classifier.core.errors import UserError
 from image_classifier.images.shards import ShardReader
 from image_classifier.model import checkpoint, numerics
 from image_classifier.model.batches import deal, shuffled
+from image_classifier.training import resume
 from image_classifier.training.build import build_network, input_normalization
 from image_classifier.training.distributed import Group
 from image_classifier.training.trainer import Trainer
@@ -86,16 +87,13 @@ def test_what_the_processes_must_have_in_common(monkeypatch):
     group = Group(index=1, count=2)
     monkeypatch.setattr(Group, "send", lambda *_: b"seed 0")
     group.agree("seed 0")
-    with pytest.raises(UserError, match="process 1 has other params, images, labels or precision than the first one"):
+    with pytest.raises(UserError, match="process 1 has other params, shards, weights or precision than the first one"):
         group.agree("seed 1")
 
 
-def trainer(group: Group, batch_size: int = 16, relabel: bool = False) -> Trainer:
-    """Of the project's train split, from which it also takes val; `relabel` gives one image another class."""
+def trainer(group: Group, batch_size: int = 16) -> Trainer:
+    """Of the project's train split, from which it also takes val."""
     params, reader = config.load(), ShardReader("data/shards/train")
-    if relabel:
-        reader.labels = reader.labels.clone()
-        reader.labels[0] = (reader.labels[0] + 1) % len(reader.class_names)
     network = build_network(params.model, reader.class_names, 64, 0)
     normalize, chosen = input_normalization("imagenet", params.model), numerics.resolve("cpu", "fp32")
     training = params.training.model_copy(update={"batch_size": batch_size})
@@ -108,12 +106,32 @@ def test_another_number_of_processes_is_refused(project):
         trainer(Group()).load_state_dict(state)
 
 
-def test_processes_with_other_labels_are_refused(project, monkeypatch):
-    said: list[str] = []
-    monkeypatch.setattr(Group, "agree", lambda _, facts: said.append(facts))
-    for relabel in (False, False, True):
-        trainer(Group(), relabel=relabel)
-    assert said[0] == said[1] != said[2]
+def test_all_that_decides_the_model_must_be_the_same_in_all_processes(project):
+    params, chosen = config.load(), numerics.resolve("cpu", "fp32")
+    weights = Path(params.model.name) / "model.safetensors"
+    splits = [ShardReader(f"data/shards/{name}") for name in ("train", "val")]
+    same = resume.inputs(params, chosen, *splits)
+    assert resume.inputs(config.load(), chosen, *splits) == same
+    assert resume.inputs(params, chosen, *reversed(splits)) != same
+    for section, key, value in (
+        ("data", "normalization", "none"),
+        ("data", "resize", "crop"),
+        ("model", "dropout", 0.5),
+        ("model", "freeze_backbone", True),
+        ("training", "learning_rate", 0.1),
+    ):
+        changed = getattr(params, section).model_copy(update={key: value})
+        assert resume.inputs(params.model_copy(update={section: changed}), chosen, *splits) != same, key
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"others")
+    assert resume.inputs(params, chosen, *splits) != same
+
+
+def test_a_process_with_other_inputs_is_refused_before_it_trains(project, monkeypatch):
+    monkeypatch.setattr(Group, "send", lambda *_: b"others")
+    monkeypatch.setattr(train, "build_network", lambda *_: pytest.fail("it goes on"))
+    with pytest.raises(UserError, match="process 1 has other params"):
+        train.fit(config.load(), numerics.resolve("cpu", "fp32"), Group(index=1, count=2))
 
 
 def test_each_process_has_two_images_of_the_smallest_batch(project):

@@ -52,6 +52,13 @@ def test_class_weights_are_inverse_to_the_number_of_images():
     assert weights[LABELS].mean().item() == pytest.approx(1.0) and weights.isfinite().all()
 
 
+def test_fast_mode_says_what_it_leaves_out(project, capsys):
+    augmentation = config.load().training.augmentation
+    for mixup, said in ((0.0, 0), (0.2, 1)):
+        make_trainer(fast_mode=True, augmentation=augmentation.model_copy(update={"mixup": mixup}))
+        assert capsys.readouterr().out.count("training.augmentation is left out: training.fast_mode is true") == said
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_rare_classes_weigh_more_in_the_loss(project, smoothing):
     trainer = make_trainer(class_weights=True, label_smoothing=smoothing)

@@ -116,7 +116,7 @@ class Training(Section):
     gradient_clip: Annotated[float, Field(gt=0)] | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema_decay: Fraction | None
-    batch_norm_images: Count | None
+    batch_norm_images: Annotated[int, Field(ge=2)] | None  # batch norm has no variance of one
 
 
 class Evaluation(Section):
@@ -164,7 +164,12 @@ class Config(Section):
                 raise ValueError(
                     f"training.resolution_schedule: {size} is larger than data.image_size = {self.data.image_size}"
                 )
-        if self.training.optimizer == "muon" and self.model.freeze_backbone and not self.model.unfreeze_blocks:
+        head_alone = self.model.freeze_backbone and not self.model.unfreeze_blocks
+        if self.model.unfreeze_blocks and not self.model.freeze_backbone:
+            raise ValueError("model.unfreeze_blocks needs model.freeze_backbone = true: else every block is trained")
+        if self.training.layer_lr_decay != 1 and head_alone:
+            raise ValueError("training.layer_lr_decay does nothing where the head alone is trained: set it to 1")
+        if self.training.optimizer == "muon" and head_alone:
             raise ValueError("muon leaves the head, all that is trained here, to adamw: set training.optimizer = adamw")
         if self.portable:
             if self.num_threads is None:

@@ -159,8 +159,9 @@ def _affine(drawn: Draws, settings: Augmentation, moves: dict[str, Tensor]) -> l
     width = height = one
     if settings.random_resized_crop is not None:
         area = settings.random_resized_crop + (1 - settings.random_resized_crop) * drawn.area
-        ratio = (RATIO * (2 * drawn.ratio - 1)).exp()
-        width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+        # As long as neither side is longer than the image's: a cut one would make the crop smaller than `area`.
+        ratio = (RATIO * (2 * drawn.ratio - 1)).exp().clamp(area, 1 / area)
+        width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     angle = math.radians(settings.rotation) * (2 * drawn.angle - 1) + ROTATION * moves["rotate"]
     sin, cos = angle.sin(), angle.cos()
     shear_x, shear_y = SHEAR * moves["shear_x"], SHEAR * moves["shear_y"]

@@ -60,8 +60,11 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
         if isinstance(module, nn.Dropout) and model.dropout is not None:
             module.p = model.dropout
         for name in ("dropout", "attention_dropout"):  # attention layers keep their rate as a number
-            if isinstance(getattr(module, name, None), float) and model.dropout is not None:
+            if isinstance(getattr(module, name, None), int | float) and model.dropout is not None:
                 setattr(module, name, model.dropout)
+        if isinstance(module, nn.BatchNorm2d) and module.momentum is not None and module.momentum > 0.5:
+            # Counted as TensorFlow does (MobileNet, EfficientNet): the statistics would be of the last batch alone.
+            module.momentum = max(1 - module.momentum, 0.01)  # at less they would take thousands of steps to settle
         if hasattr(module, "set_shift_and_window_size"):  # Swin would stop shifting for good after a small image
             first = {"shift_size": module.shift_size, "window_size": module.window_size}
             module.register_forward_pre_hook(lambda layer, _, first=first: layer.__dict__.update(first))
@@ -90,6 +93,8 @@ def _pretrained(model: Model, labels: dict[str, Any]) -> PreTrainedModel:
     require_commit(model)
     if not Path(model.name).is_dir():
         print(f"train: looking for {model.name} in the cache and on the Hugging Face hub", flush=True)
+    elif Path("models/pretrained") not in Path(model.name).parents:
+        print(f"warning: a change in {model.name} reruns nothing, DVC watches models/pretrained: move it there")
     config = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
     _check_kind(config, model)
     network, report = AutoModelForImageClassification.from_pretrained(

@@ -96,8 +96,8 @@ class Group:
         """
         if self.send(facts.encode()) != facts.encode():
             raise UserError(
-                f"process {self.index} has other params, images, labels or precision than the first one: bring its "
-                "machine to the same commit and the same data/shards, and set training.precision"
+                f"process {self.index} has other params, shards, weights or precision than the first one: bring its "
+                "machine to the same commit, data/shards and models/pretrained, and set training.precision"
             )
 
     def send(self, content: bytes) -> bytes:

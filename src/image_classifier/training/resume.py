@@ -26,13 +26,19 @@ from image_classifier.training.trainer import Trainer
 NO_PART: dict[str, Any] = {"evaluation": True, "export": True, "mlflow": True, "training": {"num_processes"}}
 
 
-def fingerprint(config: Config, compute: Compute, *data: ShardReader) -> str:
-    """A hash of all that decides the trained model: params, code, versions, threads, and `data`, the splits."""
-    facts = {
+def inputs(config: Config, compute: Compute, *data: ShardReader) -> dict[str, Any]:
+    """What decides the trained model on any machine: params, `data` (the splits), pretrained weights, number format."""
+    return {
         "params": config.model_dump(mode="json", exclude=NO_PART),
         "data": [split.sha256 for split in data],
         "pretrained": [files.sha256(path) for path in sorted(Path(config.model.name).glob("*")) if path.is_file()],
         "precision": f"{compute.name} on {compute.device}",
+    }
+
+
+def fingerprint(config: Config, compute: Compute, *data: ShardReader) -> str:
+    """A hash of all that decides the trained model: the inputs, code, versions, threads, processor."""
+    facts = inputs(config, compute, *data) | {
         "threads": config.num_threads or runtime.cpus(),
         "instructions": {name: os.environ.get(name) for name in runtime.PORTABLE},
         "processor": provenance.processor(),
@@ -79,6 +85,12 @@ class State:
         if kept := self.load(trainer.group):
             trainer.load_state_dict(kept)
             print(f"train: resuming after epoch {len(trainer.history)}, kept in {self.folder}")
+
+    def follow(self, trainer: Trainer) -> None:
+        """Train from there beside the first process, which logs and saves for all."""
+        self.restore(trainer)
+        for _ in trainer.epochs():
+            pass
 
     def load(self, group: Group) -> dict[str, Any] | None:
         """What `save` kept last, read by the first process for all; None if there is nothing that is whole."""

@@ -103,8 +103,12 @@ class Stepper:
             else:
                 self.forward = compiled(joined, len(set(training.resolution_schedule or [0])))
         num_classes = len(self.train.class_names)
-        self.augments = not training.fast_mode and is_random(training.augmentation)
-        self.mixing = None if training.fast_mode else mixing(training.augmentation, num_classes)
+        self.augments, self.mixing = is_random(training.augmentation), mixing(training.augmentation, num_classes)
+        if training.fast_mode:
+            changes = self.mixing or is_random(training.augmentation.model_copy(update={"horizontal_flip": False}))
+            if changes and self.group.first:
+                print("train: training.augmentation is left out: training.fast_mode is true")
+            self.augments, self.mixing = False, None
         self.class_weights = None
         if training.class_weights:
             self.class_weights = class_weights(self.train.labels, num_classes).to(device)

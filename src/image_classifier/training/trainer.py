@@ -1,7 +1,6 @@
 """The mixed-precision loop. Knows no tracker and no file."""
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -55,9 +54,6 @@ class Trainer:
                 f"training.num_processes: {self.group.count} are too many for training.batch_size = "
                 f"{self.training.batch_size}, or for the images: each needs two of every batch"
             )
-        images = [(split.hashes, split.labels.tolist()) for split in (self.train, self.val)]
-        data = hashlib.sha256(repr(images).encode()).hexdigest()
-        self.group.agree(f"{self.training} {self.seed} {self.precision.name} {self.network.config} {data}")
         self.stepper = Stepper(
             self.network, self.normalize, self.precision, self.training, self.train, self.group, self.clock
         )
@@ -105,11 +101,6 @@ class Trainer:
             return False
         later = self.history[self.best["metrics"]["best_epoch"] + 1 :]
         return sum(values["val_image_size"] == self.full_size for values in later) >= self.training.patience
-
-    def follow(self) -> None:
-        """Train beside the first process, which logs and saves for all."""
-        for _ in self.epochs():
-            pass
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Run one pass over the training images; return image_size, train_loss, train_accuracy, ..., learning_rate.
