@@ -92,6 +92,12 @@ def test_seeds_that_tie_are_not_sure_of_it():
     assert low < 0 < gains.mean() < high
 
 
+def locked(params: dict, data: str) -> dict:
+    """The stages of a dvc.lock."""
+    stage = {"params": {"params.yaml": params}, "deps": [{"path": "data/raw", "md5": data}], "outs": []}
+    return dict.fromkeys(("prepare", "train", "evaluate"), stage)
+
+
 @pytest.fixture
 def seeded(monkeypatch) -> dict[str, dict]:
     """Params by model, for models that were trained with several seeds: `HEAD` and `workspace` stand for all."""
@@ -99,7 +105,7 @@ def seeded(monkeypatch) -> dict[str, dict]:
         f"{model}-{seed}": {"seed": seed, "lr": rate} for model, rate in (("a", 1), ("b", 2)) for seed in range(3)
     }
     read = compare._predictions
-    monkeypatch.setattr(compare, "_params", params.__getitem__)
+    monkeypatch.setattr(compare, "_stages", lambda model: locked(params[model], data="d" + model[0]))
     monkeypatch.setattr(compare, "_predictions", lambda model: read("HEAD" if model.startswith("a") else "workspace"))
     return params
 
@@ -114,6 +120,7 @@ def test_several_seeds_are_paired(project, seeded, monkeypatch, capsys):
     text, gain = capsys.readouterr().out, 10 / len(rows)
     assert f"{gain:+.4f}, 95% interval" in text and f"pairs       {gain:+.4f}, {gain:+.4f}, {gain:+.4f}" in text
     assert "verdict     significant at the 5% level" in text and "lr: 1 -> 2" in text and "McNemar" not in text
+    assert "note        not all were made from the same data and code: data/raw" in text and "seed: " not in text
     read = compare._predictions
     monkeypatch.setattr(compare, "_predictions", lambda model: read("a-2" if model == "b-2" else model))
     compare.main("a-0,a-1,a-2", "b-0,b-1,b-2")

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -14,7 +15,7 @@ from image_classifier.commands.predict import Predictor
 from image_classifier.core import files
 from image_classifier.core.entry import exit_with
 from image_classifier.core.errors import UserError
-from tests.helpers.project import command
+from tests.helpers.project import AS_A_USER, ROOT, command
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def images(project):
 
 
 def classify(*paths, top_k=5, threshold=0.0, as_json=False, output=None, backend="onnx") -> int:
-    return predict.main(list(paths), top_k, threshold, as_json, output, backend)
+    return predict.main(list(paths), predict.MODELS, top_k, threshold, as_json, output, backend)
 
 
 def test_a_folder_comes_out_as_json_with_an_unreadable_file_named(images, capsys):
@@ -36,8 +37,10 @@ def test_a_folder_comes_out_as_json_with_an_unreadable_file_named(images, capsys
     (images / "notes.txt").write_text("not looked at")
     assert classify(str(images), as_json=True) == 1
     out, err = capsys.readouterr()
-    rows = json.loads(out)
+    *rows, broken = json.loads(out)
     assert [row["path"] for row in rows] == [str(images / f"{n}.png") for n in range(3)]
+    assert broken == {"path": str(images / "broken.png"), "predictions": [], "error": broken["error"]}
+    assert broken["error"].startswith("not an image")
     confidences = [p["confidence"] for p in rows[0]["predictions"]]
     assert len(confidences) == 5 and confidences == sorted(confidences, reverse=True)
     assert err.count("error: ") == 1 and "broken.png: not an image" in err and "images/s" in err
@@ -50,7 +53,7 @@ def test_the_command_prints_a_table(project, images):
 
 def test_an_image_does_not_wait_for_what_it_does_not_need(project, images):
     classify_it = "import sys; from image_classifier.commands import predict; "
-    classify_it += "predict.main(['images/0.png'], 1, 0.0, False, None, 'onnx'); print(*sys.modules)"
+    classify_it += "predict.main(['images/0.png'], predict.MODELS, 1, 0.0, False, None, 'onnx'); print(*sys.modules)"
     loaded = command(project, "python", "-c", classify_it).stdout.split()
     assert "onnxruntime" in loaded and not {"transformers", "torchvision", "pandas", "mlflow", "dvc"} & set(loaded)
 
@@ -89,7 +92,8 @@ def test_a_threshold_leaves_out_what_is_less_probable(images, tmp_path):
     assert len(pd.read_csv(tmp_path / "some.csv")) == (everything["confidence"] >= middle).sum()
     classify(str(images), output=tmp_path / "none.csv", threshold=1.0)
     none = pd.read_csv(tmp_path / "none.csv")  # a row each all the same, without a class
-    assert list(none.columns) == ["path", "class", "confidence"] and len(none) == 3 and none["class"].isna().all()
+    assert list(none.columns) == ["path", "class", "confidence", "error"]
+    assert len(none) == 3 and none[["class", "error"]].isna().all(axis=None)
 
 
 def test_odd_images_are_classified_or_told_in_one_line(images, capsys):
@@ -116,9 +120,46 @@ def test_a_table_of_another_kind_is_refused(images, tmp_path):
 def test_a_folder_is_not_replaced_by_a_table(images, tmp_path):
     (kept := tmp_path / "photos.csv/photo.png").parent.mkdir()
     kept.touch()
-    with pytest.raises(UserError, match="photos.csv is a folder: name a file"):
+    with pytest.raises(UserError, match="photos.csv cannot be written: .*Is a directory"):
         classify(str(images), output=kept.parent)
     assert kept.exists()
+
+
+def test_a_table_that_cannot_be_written_is_refused_before_any_work(images, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="out.csv cannot be written"):
+        classify("missing.png", output=tmp_path / "file/out.csv")
+
+
+def test_an_image_that_cannot_be_read_has_a_row(images, tmp_path):
+    (images / "1.png").write_bytes(b"no image")
+    assert classify(str(images), output=tmp_path / "out.csv", top_k=1) == 1
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert len(table) == 3 and table.loc[1, "error"].startswith("not an image") and table["class"].isna().tolist()[1]
+
+
+def test_a_link_to_a_folder_is_not_passed_over(images, tmp_path):
+    (tmp_path / "more").mkdir()
+    (images / "more").symlink_to(tmp_path / "more")
+    with pytest.raises(UserError, match="images/more is a link to a folder: name the folder itself"):
+        classify(str(images))
+
+
+def test_a_folder_that_must_not_be_read_is_not_passed_over(project, images):
+    (images / "closed").mkdir(mode=0)
+    words = ["python", "-m", "image_classifier", "predict", "images"]
+    result = command(project, *AS_A_USER, *words, ok=False)
+    (images / "closed").chmod(0o700)
+    assert result.returncode == 1 and "images/closed cannot be read: Permission denied" in result.stderr
+
+
+def test_a_model_kept_elsewhere(images, tmp_path, capsys):
+    shutil.copytree("models/export", tmp_path / "kept")
+    shutil.rmtree("models/export")
+    words = [str(images / "0.png"), "--model", str(tmp_path / "kept")]
+    assert command_line.main(["predict", *words]) == command_line.main(["predict", *words, "--torch"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second and "0.png" in first
 
 
 @pytest.mark.parametrize("name", ["missing.png", "images"])
@@ -163,6 +204,22 @@ def test_doctor_names_what_is_wrong(project, change, capsys):
     assert doctor.main() == 1
     told = capsys.readouterr().out
     assert "FAIL  params" in told and "training.optimizer = 'lion'" in told
+
+
+def test_doctor_names_packages_that_are_not_the_locked_ones(project, capsys):
+    locked = (ROOT / "requirements.txt").read_text()
+    (project / "requirements.txt").write_text(locked)
+    assert doctor.main() == 0
+    (project / "requirements.txt").write_text(re.sub(r"^torch==\S+", "torch==1.0", locked, flags=re.M))
+    assert doctor.main() == 1
+    assert re.search(r"FAIL  python       torch \S+ \(locked: 1.0\): results depend", capsys.readouterr().out)
+
+
+def test_doctor_goes_on_without_git(project, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert doctor.main() == 1
+    told = capsys.readouterr().out
+    assert "FAIL  repository   git is not installed" in told and "ok    model" in told
 
 
 def test_doctor_tells_of_unfinished_trainings_and_of_names_that_dvc_cannot_read(project, capsys):

@@ -1,7 +1,7 @@
 import pytest
 
 from image_classifier.core.errors import UserError
-from image_classifier.core.lock import params_of_run
+from image_classifier.core.lock import ALL, inputs_of_run, params_of_run, stages_of
 
 
 def stages(**changes: dict) -> dict:
@@ -33,7 +33,7 @@ def test_scores_of_another_model_than_the_params_are_refused(again):
     found = stages()
     for out in found[again]["outs"]:
         out["md5"] = "3"
-    with pytest.raises(UserError, match="dvc.lock of HEAD: a stage was not run, or ran again after evaluate"):
+    with pytest.raises(UserError, match="dvc.lock of HEAD: a stage was not run, or ran again after one that needs it"):
         params_of_run(found, "dvc.lock of HEAD")
 
 
@@ -42,3 +42,23 @@ def test_a_stage_that_never_ran_is_one_line():
     del found["evaluate"]
     with pytest.raises(UserError, match="run `dvc repro`"):
         params_of_run(found, "dvc.lock")
+
+
+def test_an_export_of_another_model_than_the_scores_is_refused():
+    """Evaluate ran again, export and report not yet."""
+    export = {"params": {"params.yaml": {}}, "deps": [{"path": "models/checkpoint", "md5": "1"}], "outs": []}
+    report = {"params": {"params.yaml": {}}, "deps": [], "outs": []}
+    found = stages(export=export, report=report)
+    assert params_of_run(found, "dvc.lock")
+    with pytest.raises(UserError, match="ran again after one that needs it"):
+        params_of_run(found, "dvc.lock", ALL)
+
+
+def test_the_inputs_of_a_run_are_what_no_stage_makes():
+    assert inputs_of_run(stages()) == {"src": "s"}
+
+
+@pytest.mark.parametrize("text", ["", "stages:\n", "- 1\n", "<<<<<<< HEAD\nstages: {}\n=======\n", "stages: [", "a: 1"])
+def test_a_damaged_lock_is_one_line(text):
+    with pytest.raises(UserError, match=r"^dvc.lock is damaged \(.+\): restore it, or run `dvc repro`$"):
+        stages_of(text, "dvc.lock")

@@ -65,7 +65,7 @@ def running(dvc: int) -> str:
 
 @pytest.mark.parametrize("seed", [0, *[pytest.param(seed, marks=pytest.mark.full) for seed in range(1, 5)]])
 def test_kill_9_in_every_stage_changes_no_byte(trained, tmp_path, seed):
-    project, moments = new_project(tmp_path / "project"), random.Random(seed)
+    project, moments, hit = new_project(tmp_path / "project"), random.Random(seed), set()
     for stage, lasts in STAGES.items():
         pipeline = subprocess.Popen(
             ["dvc", "repro"],
@@ -79,10 +79,12 @@ def test_kill_9_in_every_stage_changes_no_byte(trained, tmp_path, seed):
         assert any(line.startswith(f"{stage}: ") for line in pipeline.stdout)  # reads until the stage says it has begun
         time.sleep(moments.uniform(0, lasts))  # somewhere in it; where it was, the summary says
         if pipeline.poll() is None:
-            KILLED[running(pipeline.pid)] += 1
+            KILLED[at := running(pipeline.pid)] += 1
+            hit.add(at)
         with suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(pipeline.pid, signal.SIGKILL)  # DVC and its stage
         pipeline.communicate()
+    assert hit & STAGES.keys()
     command(project, "dvc", "repro")
     assert outs(project) == outs(trained)
     assert not list(project.rglob("*.unfinished"))

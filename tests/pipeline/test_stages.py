@@ -179,6 +179,7 @@ def test_what_weakens_the_figures_is_said(project):
         path = project / f"data/shards/{split}/index.json"
         index = read(path)
         index["findings"]["duplicates"] = ["as another"] * count
+        index["findings"]["near_duplicates"] = ["near another"] * count
         path.unlink()
         files.write_json(path, index)
     stages_report.main()
@@ -187,11 +188,12 @@ def test_what_weakens_the_figures_is_said(project):
         text = path.read_text()
         assert "(3 training images are identical, pixel for pixel, to images of val or test, 2 val images to" in text
         assert "too narrow" in text
+        assert "5 training and val images are near-duplicates of images in other splits" in text
 
 
 def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_path):
     test = ShardReader("data/shards/test")
-    test.class_names = ["NA", "a|b", "$x_1$", "a very long name of a class", "<b>bold", "two\nlines", *"6789"]
+    test.class_names = ["NA", "a|b", "__init__", "a very long name of a class", "<b>bold", "two\nlines", *"6789"]
     right = np.eye(10, dtype="float32")[test.labels] * 0.91 + 0.009
     values = write_evaluation(tmp_path / "right", test.labels.numpy(), right, test)
     assert values.at["accuracy", "value"] == 1 and (tmp_path / "right/mistakes.png").is_file()
@@ -207,7 +209,8 @@ def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_pat
     for line in classes.splitlines():
         if line.startswith("|"):
             assert line.replace(r"a\|b", "").count("|") in (4, 8), line  # as many as the cells need
-    assert "NA " in classes and "&lt;b&gt;bold" in classes and r"two\nlines" in classes
+    assert "NA " in classes and "&lt;b&gt;bold" in classes and r"two\\nlines" in classes
+    assert r"\_\_init\_\_" in classes
 
 
 def test_onnx_bytes_do_not_depend_on_the_folder(project, trained):
@@ -457,8 +460,11 @@ def test_every_setting_trains(project, change, settings):
 
 
 def test_stages_run_outside_dvc_and_replace_their_outs(project):
+    made = [Path("data/shards/train/index.json"), Path("models/checkpoint/model.safetensors")]
+    before = [path.stat().st_mtime_ns for path in made]
     prepare.main()
     train.main()
+    assert all(path.stat().st_mtime_ns > time for path, time in zip(made, before, strict=True))
     assert not list(project.rglob("*.unfinished"))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import mlflow.onnx
+import onnx
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -33,7 +34,7 @@ from image_classifier.training.timing import Stopwatch
 from image_classifier.training.tracker import Tracker
 from image_classifier.training.trainer import Trainer
 from stages import evaluate, train
-from tests.helpers.project import HANGS, command, edit_params, queue_ended, start_queue
+from tests.helpers.project import HANGS, command, edit_params, queue_ended, read, start_queue
 from tests.helpers.services import MlflowServer
 
 
@@ -504,6 +505,31 @@ def test_sync_makes_good_everything_that_a_server_missed(project, trained):
     (registered,) = client.search_model_versions("name = 'image-classifier'")
     assert registered.run_id == run_id
     assert_same_series(client, run_id, project)
+
+
+def test_sync_replaces_what_is_of_an_earlier_evaluate_or_export(project):
+    weights, first = files.sha256("models/checkpoint/model.safetensors"), Path("models/export/model.onnx")
+    run_id = sync(config.load(), weights, Path("metrics"), first)
+    path = project / "metrics/evaluate/metrics.json"
+    again = read(path) | {"accuracy": 0.5}
+    path.unlink()
+    files.write_json(path, again)
+    other = onnx_with_another_name(first, project / "other.onnx")
+    for _ in range(2):
+        assert sync(config.load(), weights, Path("metrics"), other) == run_id
+    client = client_of(project)
+    assert client.get_run(run_id).data.metrics["test_accuracy"] == 0.5
+    assert read(Path(client.download_artifacts(run_id, "evaluate/metrics.json")))["accuracy"] == 0.5
+    newest, *before = client.search_model_versions("name = 'image-classifier'")
+    assert len(before) == 1 and newest.tags["onnx_sha256"] == files.sha256(other)
+
+
+def onnx_with_another_name(path: Path, to: Path) -> Path:
+    """The same network in another file."""
+    model = onnx.load(path)
+    model.graph.name = "another"
+    onnx.save(model, to)
+    return to
 
 
 def test_an_old_server_without_logged_models_gets_the_model_as_an_artifact(project, monkeypatch):

@@ -21,11 +21,11 @@ from image_classifier.training.augment import mixing
 from image_classifier.training.build import build_network, input_normalization
 from image_classifier.training.distributed import Group
 from image_classifier.training.layers import head_parameters, layers
-from image_classifier.training.schedule import build_optimizer, current_rate
+from image_classifier.training.schedule import build_optimizer, build_scheduler, current_rate
 from image_classifier.training.trainer import Trainer
 from stages import train
 from tests.helpers.architectures import TINY, hub_folder, settings
-from tests.helpers.project import read, series
+from tests.helpers.project import ROOT, read, series
 from tests.helpers.training import validations
 
 LABELS = np.array([0] * 50 + [1] * 7 + [3] * 2)  # and no image of class 2
@@ -50,6 +50,31 @@ def test_class_weights_are_inverse_to_the_number_of_images():
     weights = stepper.class_weights(torch.from_numpy(LABELS), num_classes=4)
     assert weights[[0, 1, 3]] * torch.tensor([50, 7, 2]) == pytest.approx([59 / 3] * 3)
     assert weights[LABELS].mean().item() == pytest.approx(1.0) and weights.isfinite().all()
+
+
+def test_a_clipped_gradient_is_no_longer_than_asked_for(project):
+    trainer = make_trainer(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, gradient_clip=1e-3)
+    before = [parameter.detach().clone() for parameter in trainer.network.parameters()]
+    images, labels = next(batches(trainer.train, 16))
+    trainer.stepper.step(images, labels, 0, 64)
+    moved = [parameter.detach() - old for parameter, old in zip(trainer.network.parameters(), before, strict=True)]
+    length = math.sqrt(sum(float((part**2).sum()) for part in moved))
+    assert length == pytest.approx(1.9e-3, rel=1e-3)  # Nesterov's first step is 1 + 0.9 times the gradient
+
+
+@pytest.mark.parametrize(("scheduler", "half"), [("cosine", 0.5), ("one_cycle", 0.5), ("none", 1.0)])
+def test_the_learning_rate_falls_as_its_scheduler_says(scheduler, half):
+    training = config.load(ROOT / "params.yaml").training
+    training = training.model_copy(update={"scheduler": scheduler, "warmup_fraction": 0.0})
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    falling, rates = build_scheduler(optimizer, training, steps=100), []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        falling.step()
+    assert rates[0] == 1 and rates[50] == pytest.approx(half)
+    quarter = {"cosine": (1 + math.cos(math.pi / 4)) / 2, "one_cycle": 0.75, "none": 1.0}[scheduler]
+    assert rates[25] == pytest.approx(quarter) and (scheduler == "none" or rates[99] < 0.011)
 
 
 def test_fast_mode_says_what_it_leaves_out(project, capsys):

@@ -9,11 +9,10 @@ from typing import Any
 import dvc.api
 import numpy as np
 import pandas as pd
-from ruamel.yaml import YAML
 from scipy.stats import binomtest, norm, t
 
-from image_classifier.core.errors import UserError
-from image_classifier.core.lock import params_of_run
+from image_classifier.core import lock
+from image_classifier.core.errors import UserError, printable
 
 PREDICTIONS = "metrics/evaluate/predictions.csv"
 LOCK = "dvc.lock"
@@ -35,7 +34,8 @@ def main(a: str, b: str) -> int:
     if len(before) != len(after):
         raise UserError(f"{len(before)} models against {len(after)}: they are compared in pairs, so give as many")
     right = _right(before + after)
-    theirs, ours = _params_of(before), _params_of(after)
+    stages = [_stages(model) for model in before + after]
+    theirs, ours = _params_of(before, stages[: len(before)]), _params_of(after, stages[len(before) :])
     actual = right.index.get_level_values("actual")
     first, second = right.iloc[:, : len(before)].to_numpy(), right.iloc[:, len(before) :].to_numpy()
     print(f"{', '.join(after)} against {', '.join(before)}, on the same {len(right)} test images")
@@ -46,10 +46,15 @@ def main(a: str, b: str) -> int:
     moved = pd.DataFrame({"a": first.sum(axis=1), "b": second.sum(axis=1)}).groupby(actual).mean() / len(before)
     moved = moved.assign(change=moved["b"] - moved["a"]).query("change != 0")
     for name, row in moved.sort_values("change", key=abs, ascending=False, kind="stable")[:SHOWN].iterrows():
-        print(f"  recall      {name}: {row['a']:.4f} -> {row['b']:.4f}, {row['change']:+.4f}")
+        print(f"  recall      {printable(name)}: {row['a']:.4f} -> {row['b']:.4f}, {row['change']:+.4f}")
+    if len(moved) > SHOWN:
+        print(f"  recall      of {len(moved) - SHOWN} more classes changed less")
     for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
+        if ours.get(key) != theirs.get(key) and (key != "seed" or len(before) == 1):
             print(f"  param       {key}: {theirs.get(key)} -> {ours.get(key)}")
+    inputs = pd.DataFrame([lock.inputs_of_run(one) for one in stages]).fillna("")
+    if changed := sorted(inputs.columns[inputs.nunique() > 1]):
+        print(f"  note        not all were made from the same data and code: {', '.join(changed)}")
     if ours.get("data.group"):
         print("  note        images of the same group (data.group) are correlated, but treated as independent here")
     return 0
@@ -135,22 +140,23 @@ def _read(path: str, revision: str, parse: Callable[[str], Any]) -> Any:
 
 
 def _predictions(revision: str) -> pd.DataFrame:
-    rows = _read(PREDICTIONS, revision, lambda text: pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False))
-    return rows.sort_values(["image", "actual"], kind="stable", ignore_index=True)
+    def parse(text: str) -> pd.DataFrame:
+        rows = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+        return rows.sort_values(["image", "actual"], kind="stable", ignore_index=True)
+
+    return _read(PREDICTIONS, revision, parse)
 
 
-def _params(revision: str) -> dict[str, Any]:
-    """What the predictions were made with, by flat name."""
-    stages = _read(LOCK, revision, lambda text: YAML(typ="safe", pure=True).load(text)["stages"])
-    return params_of_run(stages, f"dvc.lock of {revision}")
+def _stages(revision: str) -> dict[str, Any]:
+    return _read(LOCK, revision, lambda text: lock.stages_of(text, LOCK))
 
 
-def _params_of(models: list[str]) -> dict[str, Any]:
+def _params_of(models: list[str], stages: list[dict[str, Any]]) -> dict[str, Any]:
     """The params of the first model, which the others share but for the seed.
 
     Raises UserError: they do not, or a seed comes twice.
     """
-    found = [_params(model) for model in models]
+    found = [lock.params_of_run(one, f"dvc.lock of {model}") for model, one in zip(models, stages, strict=True)]
     if len({values.get("seed") for values in found}) < len(models):
         raise UserError(f"{', '.join(models)}: a seed comes twice: give models that were trained with different seeds")
     for model, values in zip(models, found, strict=True):

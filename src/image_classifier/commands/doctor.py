@@ -1,6 +1,7 @@
 """Is everything fit to run? One line a check, each failure with its remedy."""
 
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from image_classifier.preparation import folders
 from image_classifier.preparation.columns import class_names
 
 PACKAGES = ["dvc", "dvclive", "mlflow", "torch", "torchvision", "transformers", "datasets", "onnxruntime"]
+LOCKED = Path("requirements.txt")
 
 
 def main() -> int:
@@ -36,6 +38,11 @@ def _python() -> str:
         supported = metadata("image-classifier")["Requires-Python"]
         if platform.python_version() not in SpecifierSet(supported, prereleases=True):
             raise UserError(f"Python {platform.python_version()} at {sys.executable}: use one that is {supported}")
+        pins = re.findall(r"^([\w.-]+)==([\w.]+)", LOCKED.read_text(), re.M) if LOCKED.is_file() else []
+        odd = [(name, pin) for name, pin in pins if name in PACKAGES and version(name).partition("+")[0] != pin]
+        if odd:
+            told = ", ".join(f"{name} {version(name)} (locked: {pin})" for name, pin in odd)
+            raise UserError(f"{told}: results depend on the version, so run `make setup`")
         packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
         return f"Python {platform.python_version()}, {sys.executable}: {packages}"
     except PackageNotFoundError as error:
@@ -84,7 +91,10 @@ def _model() -> str:
 
 
 def _output(*command: str, remedy: str) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not installed") from None
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1]
         raise UserError(f"{reason}: {remedy}")

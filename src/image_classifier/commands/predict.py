@@ -72,32 +72,43 @@ class Predictor:
             return first_line(error)
 
 
-def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: Path | None, backend: str) -> int:
+def main(
+    paths: list[str],
+    model: Path,
+    top_k: int,
+    threshold: float,
+    as_json: bool,
+    output: Path | None,
+    backend: str,
+) -> int:
     """Print what each image shows, or write it to `output`; return 1 if any could not be read.
 
-    `backend` is torch, or a format of the ONNX file: onnx, int8. Images pass in batches; what is
-    written or printed as JSON is held as text until the end.
+    `model` is a folder as export writes it, `backend` torch, or a format of the ONNX file: onnx, int8. Images pass in
+    batches; what is written or printed as JSON is held as text until the end.
     """
     if output is not None and output.suffix not in WRITERS:
         raise UserError(f"--output {output}: the name must end in one of {', '.join(WRITERS)}")
-    if output is not None and output.is_dir():  # which would be replaced with all that it holds
-        raise UserError(f"--output {output} is a folder: name a file")
+    if output is not None:
+        files.check_writable(output)
     runtime.keep_freed_memory()
-    predictor = Predictor.from_torch() if backend == "torch" else Predictor.from_onnx(MODELS / FILES[backend])
+    predictor = (
+        Predictor.from_torch(model / "hf") if backend == "torch" else Predictor.from_onnx(model / FILES[backend])
+    )
     images, left_out = _images(paths)
     started, failed = time.perf_counter(), 0
     results: list[dict[str, Any]] = []
     progress = tqdm(_classified(predictor, images), total=len(images), unit=" images", leave=False, disable=None)
     for path, found in progress:
+        name = os.fsencode(path).decode(errors="backslashreplace")  # tables and JSON are UTF-8
         if isinstance(found, str):
             failed += 1
             print(f"error: {printable(path)}: {found}", file=sys.stderr)
+            results.append({"path": name, "predictions": [], "error": found})
             continue
         order = [k for k in np.argsort(-found, kind="stable")[:top_k] if found[k] >= threshold]
         best = [{"class": predictor.class_names[k], "confidence": float(found[k])} for k in order]
         if as_json or output:
-            name = os.fsencode(path).decode(errors="backslashreplace")  # tables and JSON are UTF-8
-            results.append({"path": name, "predictions": best})
+            results.append({"path": name, "predictions": best, "error": None})
         else:
             shown = [f"{printable(one['class'])} {one['confidence']:.1%}" for one in best]
             tqdm.write("  ".join([printable(path), *shown]))
@@ -105,8 +116,8 @@ def main(paths: list[str], top_k: int, threshold: float, as_json: bool, output: 
         from pandas import DataFrame
 
         nothing = [{"class": None, "confidence": None}]  # where nothing is as probable as the threshold
-        rows = [{"path": row["path"]} | found for row in results for found in row["predictions"] or nothing]
-        table = DataFrame(rows, columns=["path", "class", "confidence"])
+        rows = [row | found for row in results for found in row["predictions"] or nothing]
+        table = DataFrame(rows, columns=["path", "class", "confidence", "error"])
         method, options = WRITERS[output.suffix]
         with files.atomic(output) as unfinished:
             getattr(table, method)(unfinished, **options)
@@ -144,7 +155,7 @@ def _images(paths: list[str]) -> tuple[list[Path], list[Path]]:
             images.append(path)
             continue
         before = len(images)
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        for file in _below(path):
             hidden = any(decode.is_leftover(part) for part in file.relative_to(path).parts)
             if not hidden and (file.suffix.lower() in decode.suffixes() or decode.is_image(file)):
                 images.append(file)
@@ -153,3 +164,17 @@ def _images(paths: list[str]) -> tuple[list[Path], list[Path]]:
         if len(images) == before:
             raise UserError(f"{printable(path)} holds no images: name an image, or a folder with some")
     return images, others
+
+
+def _below(folder: Path) -> list[Path]:
+    """Every file in a folder and those below it, sorted. Raises UserError: one is a link, or must not be read."""
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder, onerror=_unreadable):
+        if links := [name for name in folders if Path(root, name).is_symlink()]:
+            raise UserError(f"{printable(Path(root, links[0]))} is a link to a folder: name the folder itself as well")
+        found += [path for name in names if (path := Path(root, name)).is_file()]
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{printable(error.filename)} cannot be read: {error.strerror}")

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from image_classifier.core import config, files
-from image_classifier.core.errors import UserError
+from image_classifier.core.errors import UserError, first_line
 
 RECIPES = Path("recipes")
 
@@ -25,12 +25,20 @@ def apply(name: str, path: Path = Path("params.yaml"), folder: Path = RECIPES) -
     yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     values = yaml.load(path)
     changed: list[str] = []
-    changes = yaml.load(recipe)
-    changes.pop("published", None)  # figures, which the report shows
-    _update(values, changes, "", changed)
+    try:
+        changes = dict(yaml.load(recipe))
+        changes.pop("published", None)  # figures, which the report shows
+        _update(values, changes, "", changed)
+    except (YAMLError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{recipe} is no recipe ({first_line(error)}): it must have sections and keys of {path}"
+        ) from None
     with files.atomic(path) as unfinished:
         yaml.dump(values, unfinished)
-        config.load(unfinished)
+        try:
+            config.load(unfinished)
+        except UserError as error:
+            raise UserError(str(error).replace(str(unfinished), str(recipe))) from None
     return changed
 
 

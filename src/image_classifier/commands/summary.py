@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from image_classifier.core import files, tables
+from image_classifier.core import files, lock, tables
 from image_classifier.core.errors import UserError
-from image_classifier.core.lock import params_of_run
 
 METRICS, EXPORT, LOCK = Path("metrics"), Path("models/export"), Path("dvc.lock")
 NEXT = (
@@ -27,7 +24,7 @@ def main() -> int:
     for path in (EXPORT / "SHA256SUMS", METRICS / "evaluate/intervals.csv", METRICS / "evaluate/predictions.csv", LOCK):
         if not path.is_file():
             raise UserError(f"{path} is missing: {remedy}")
-    run = params_of_run(YAML(typ="safe", pure=True).load(LOCK)["stages"], str(LOCK))
+    run = lock.params_of_run(lock.stages_of(LOCK.read_text(), str(LOCK)), str(LOCK), lock.ALL)
     best = tables.read_training(METRICS / "train")
     parity = files.read_json(METRICS / "export/metrics.json", remedy)
     accuracy, low, high = tables.read_intervals(METRICS / "evaluate/intervals.csv").loc["accuracy"]

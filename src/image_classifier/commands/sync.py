@@ -15,7 +15,7 @@ from image_classifier.training import tracker
 
 
 def main() -> int:
-    """Send what is missing of the current model."""
+    """Send what is missing of the current model, or is of an earlier evaluate or export of it."""
     run = sync(config.load(), current_model(), Path("metrics"), Path("models/export/model.onnx"))
     print(f"MLflow run {run} holds metrics/ and the model")
     return 0
@@ -26,8 +26,11 @@ def current_model() -> str:
 
     Raises UserError: they, or the metrics beside them, are out of date.
     """
-    if subprocess.run([sys.executable, "-m", "dvc", "status", "-q", "-d", "report"], check=False).returncode:
+    code = subprocess.run([sys.executable, "-m", "dvc", "status", "-q", "-d", "report"], check=False).returncode
+    if code == 1:
         raise UserError("`dvc status` finds changes, so the metrics may be of another model: run `dvc repro` first")
+    if code:
+        raise UserError("DVC cannot say whether the metrics are of the current model: `dvc status` shows why")
     return files.sha256("models/checkpoint/model.safetensors")
 
 
@@ -36,7 +39,7 @@ def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
 
     Raises UserError: the metrics are missing, or the server fails.
     """
-    best = files.read_json(metrics / "train/metrics.json", "run `dvc repro train`")
+    best = tables.read_training(metrics / "train")
     test = files.read_json(metrics / "evaluate/metrics.json", "run `dvc repro evaluate`")
     exported = files.read_json(metrics / "export/metrics.json", "run `dvc repro export`")
     classes = tables.read_classes(metrics / "evaluate/per_class.csv")
@@ -46,18 +49,13 @@ def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
         tracker.mirror(client, run.info.run_id, metrics / "train")
         values = {f"best_{name.removeprefix('best_')}": value for name, value in best.items()}
         values |= {f"test_{name}": value for name, value in test.items()} | exported
-        missed = {name: value for name, value in values.items() if name not in run.data.metrics}
+        missed = {name: value for name, value in values.items() if run.data.metrics.get(name) != value}
         settings = [] if run.data.params else tracker.mlflow_params(params, len(classes))
-        client.log_batch(run.info.run_id, connection.points(missed), settings)
-        folders = ("", "evaluate", "export", "report")
-        kept = {item.path for name in folders for item in client.list_artifacts(run.info.run_id, name)}
+        client.log_batch(run.info.run_id, connection.points(missed, int(best["best_epoch"])), settings)
         for path in (metrics / "evaluate", metrics / "export", metrics / "report", metrics / "report.md"):
-            whole = [f"{path.name}/{part.name}" for part in path.iterdir()] if path.is_dir() else [path.name]
-            if not kept.issuperset(whole):
-                upload(client, run, path)
-        if DESCRIPTION_TAG not in run.data.tags:
-            client.set_tag(run.info.run_id, DESCRIPTION_TAG, report.description(metrics / "report.md"))
-        if not register.versions(client, params.mlflow, run.info.run_id):
+            upload(client, run, path)
+        client.set_tag(run.info.run_id, DESCRIPTION_TAG, report.description(metrics / "report.md"))
+        if not register.is_newest(client, params.mlflow, run.info.run_id, onnx):
             register.register(client, params.mlflow, run.info.run_id, onnx)
     except Exception as error:
         advice = "nothing is lost: run sync again when the server answers"

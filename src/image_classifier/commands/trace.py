@@ -41,10 +41,9 @@ class Differs(Exception):
 def main(path: Path) -> int:
     """Write the trace of this machine, replacing a file that is there.
 
-    Raises UserError: `path` is a folder.
+    Raises UserError: `path` cannot be written.
     """
-    if path.is_dir():  # which would be replaced with all that it holds
-        raise UserError(f"{path} is a folder: name a file, such as trace.json")
+    files.check_writable(path)
     found = trace(config.load())
     files.write_json(path, found)
     print(f"trace: {path}: {len(found['tensors'])} tensors")

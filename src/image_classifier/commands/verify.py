@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from image_classifier.commands.trace import Differs, deciding, environment, machine, trace
 from image_classifier.core import config, files
 from image_classifier.core.errors import UserError
+from image_classifier.core.lock import inputs_of_run, stages_of
 
 ENVIRONMENT = Path("environment.json")
 COPIED = "data/raw", "models/pretrained"  # what git does not hold
@@ -35,7 +36,7 @@ def main(record: bool, against: Path | None) -> int:
         clone(committed)
         if not (committed / "dvc.lock").is_file():
             raise UserError("dvc.lock is not committed: run `dvc repro` and commit it")
-        params, lock = config.load(committed / "params.yaml"), outs(committed)
+        params, lock, given = config.load(committed / "params.yaml"), outs(committed), inputs(committed)
         is_ascii = all(str(path).isascii() for name in COPIED for path in Path(name).rglob("*"))
         first = rerun(Path(folder) / "here", {})
         second = rerun(Path(folder) / "some/where/else", ELSEWHERE | ({} if is_ascii else {"PYTHONUTF8": "1"}))
@@ -43,16 +44,21 @@ def main(record: bool, against: Path | None) -> int:
             print(f"verify: NOT identical: {where[0]}: {file_that_differs(first / where[1], second / where[1])}")
             return 1
         print(f"verify: identical: {len(outs(first))} outs, made twice from nothing in two places")
-        where = difference(lock, outs(first))
+        where, given = difference(lock, outs(first)), dict(inputs(first).items() ^ given.items())
     here = environment(params)
     if where is None:
         print("verify: and identical to the committed dvc.lock")
         if record:
             files.write_json(ENVIRONMENT, here)
+            print(f"verify: {ENVIRONMENT} written")
         return 0
     there = files.read_json(ENVIRONMENT, "") if ENVIRONMENT.is_file() else {}
     print(f"verify: the committed dvc.lock has other bytes, first in {where[0]}: {where[1]}")
+    if given:
+        print(f"verify: other content here than dvc.lock was committed with: {', '.join(sorted(given))}")
     print(f"verify: what differs: {changes(there, here) or 'nothing that environment.json knows of'}")
+    if record:
+        print(f"verify: {ENVIRONMENT} not written")
     return 0
 
 
@@ -116,6 +122,12 @@ def outs(folder: Path) -> dict[tuple[str, str], str]:
     stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
     names = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]
     return {(name, out["path"]): out["md5"] for name in names for out in stages.get(name, {"outs": []})["outs"]}
+
+
+def inputs(folder: Path) -> dict[str, str]:
+    """The hash of the data and the weights that a clone's pipeline was run with, which git does not hold."""
+    found = inputs_of_run(stages_of((folder / "dvc.lock").read_text(), "dvc.lock"))
+    return {name: hash_ for name, hash_ in found.items() if name.startswith(COPIED)}
 
 
 def difference(ours: dict[tuple[str, str], str], theirs: dict[tuple[str, str], str]) -> tuple[str, str] | None:

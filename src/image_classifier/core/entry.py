@@ -1,5 +1,6 @@
 """How a stage or a command ends: an exit code, one line for an error that a person can fix, a traceback for a bug."""
 
+import io
 import os
 import select
 import signal
@@ -26,6 +27,9 @@ def exit_with(main: Callable[[], int | None]) -> None:
     if sys.platform == "win32":
         sys.exit("error: Windows is not supported: run this in WSL 2, the Windows Subsystem for Linux")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: what is open is closed
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal has no signs for is shown, not an error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()

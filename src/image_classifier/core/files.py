@@ -67,6 +67,16 @@ def atomic(path: str | Path) -> Iterator[Path]:
         remove(unfinished)
 
 
+def check_writable(path: Path) -> None:
+    """Raise UserError if a file cannot be written under this name: before hours of work, not after."""
+    with _blamed_on(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (trial := path.with_name(f".{path.name}.unfinished")).touch()
+        trial.unlink()
+
+
 @contextmanager
 def _blamed_on(path: Path) -> Iterator[None]:
     try:

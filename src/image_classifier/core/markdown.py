@@ -1,6 +1,7 @@
 """Templates and tables for the files that people read."""
 
 import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ def render(template: Path, facts: dict[str, Any]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value for a cell: in the name of a class a bar would end the cell, a line break the row, and a tag be one."""
+    """A value for a cell: in the name of a class a bar would end the cell, a line break the row, and signs format."""
     shown = "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else str(value)
-    return html.escape(printable(shown), quote=False).replace("|", "\\|")
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(printable(shown), quote=False))
 
 
 def to_markdown(table: pd.DataFrame, worst: str | None = None) -> str:

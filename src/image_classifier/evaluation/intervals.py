@@ -1,4 +1,4 @@
-"""How far scores can be relied on: 95 % intervals, top-k accuracy, calibration."""
+"""How far scores can be relied on: 95% intervals, top-k accuracy, calibration."""
 
 import math
 
@@ -15,7 +15,7 @@ RESAMPLES = 1000  # of the bootstrap
 
 
 def confidence_intervals(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """Every score with its 95 % interval, one row each: value, low, high; indexed by the score's name.
+    """Every score with its 95% interval, one row each: value, low, high; indexed by the score's name.
 
     `labels` are int64 [N], `probabilities` float [N, classes]. Accuracies have Wilson's interval. So do averages over
     the classes, with the number of images for which an accuracy would have the variance that the average has in a
@@ -98,7 +98,7 @@ def sample_averages(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarr
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` images; a count need not be whole."""
+    """Wilson's 95% interval of a share of `count` images; a count need not be whole."""
     z = norm.ppf(0.975)
     middle = share + z**2 / (2 * count)
     reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
@@ -127,7 +127,7 @@ def _calibration_error(bins: np.ndarray, gaps: np.ndarray) -> float:
 
 
 def per_class(labels: np.ndarray, probabilities: np.ndarray, class_names: list[str]) -> pd.DataFrame:
-    """One row per class, in the dataset's order: precision, recall, F1, support, and the 95 % interval of recall.
+    """One row per class, in the dataset's order: precision, recall, F1, support, and the 95% interval of recall.
 
     That interval says how much the few images of a rare class can say.
     """

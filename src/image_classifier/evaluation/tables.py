@@ -15,7 +15,7 @@ HEADLINE = ("accuracy", "precision", "recall", "f1_score", "loss", "calibration_
 
 
 def write_evaluation(folder: Path, labels: np.ndarray, probabilities: np.ndarray, test: ShardReader) -> pd.DataFrame:
-    """Write what the network said of `test` into a new folder; return every score with its 95 % interval.
+    """Write what the network said of `test` into a new folder; return every score with its 95% interval.
 
     `labels` are int64 [N], `probabilities` float [N, classes]. metrics.json holds the headline scores alone,
     intervals.csv all of them; per_class.csv, calibration.csv and predictions.csv are tables, the others images.

@@ -15,8 +15,8 @@ APACHE = {"efficientnet-lite0"}
 def write_card(path: Path, config: Config, weights: str, metrics: Path, index: Path, timm: bool = False) -> None:
     """Write the card of the model whose weights have the SHA-256 `weights`.
 
-    Its figures come from `metrics`, the folder of evaluate, and from `index`, that of the training shards. `timm`: its
-    network is one of timm's.
+    Its figures come from `metrics`, the folder of evaluate, and from `index`, that of the training shards; the text of
+    the weights' license lies beside it, where they have one. `timm`: its network is one of timm's.
     """
     train = files.read_json(index, "run `dvc repro prepare`")
     names = train["class_names"]
@@ -26,7 +26,7 @@ def write_card(path: Path, config: Config, weights: str, metrics: Path, index: P
         "data": data,
         "model": model,
         "apple": model.pretrained and Path(model.name).name in APPLE,
-        "apache": model.pretrained and Path(model.name).name in APACHE and Path(model.name, "LICENSE").is_file(),
+        "apache": model.pretrained and Path(model.name).name in APACHE and path.with_name("LICENSE").is_file(),
         "class_names": ", ".join(map(cell, names[:ROWS])) + ("" if len(names) <= ROWS else ", ..."),
         "num_classes": len(names),
         "classes": to_markdown(classes, worst="f1_score"),
@@ -34,6 +34,7 @@ def write_card(path: Path, config: Config, weights: str, metrics: Path, index: P
         "intervals": to_markdown(tables.read_intervals(metrics / "intervals.csv")),
         "local": data.source == "digits" or data.source.startswith("data/raw/"),
         "hub_model": model.revision is not None,
+        "near": tables.read_near_duplicates(index.parent.parent),
         "rows": ROWS,
         "shared": tables.read_shared(index.parent.parent) if data.on_duplicate == "count" else {},
         "images": train["count"],

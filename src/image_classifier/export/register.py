@@ -17,9 +17,10 @@ from mlflow.models import infer_signature
 
 from image_classifier.core import files
 from image_classifier.core.config import Mlflow
-from image_classifier.tracking.model_run import claim_run, patient
+from image_classifier.tracking.model_run import best_step, claim_run, patient
 from image_classifier.tracking.server import connection
 
+FILE_TAG = "onnx_sha256"  # of a version: the file that it was made from
 ALIAS = "champion"  # of the registered model's version that the workspace exported last, or that was promoted
 
 
@@ -48,6 +49,13 @@ def versions(client: MlflowClient, settings: Mlflow, run_id: str) -> list[str]:
     return sorted((str(one.version) for one in found if one.run_id == run_id), key=int, reverse=True)
 
 
+def is_newest(client: MlflowClient, settings: Mlflow, run_id: str, onnx_file: Path) -> bool:
+    """Whether the newest version that comes from a run was made from this file."""
+    found = versions(client, settings, run_id)
+    newest = client.get_model_version(model_name(settings), found[0]) if found else None
+    return newest is not None and newest.tags.get(FILE_TAG) == files.sha256(onnx_file)
+
+
 def register(client: MlflowClient, settings: Mlflow, run_id: str, onnx_file: Path) -> str:
     """Log the model to a run and make it the newest version of the registered model; return the version."""
     failed = None
@@ -61,7 +69,8 @@ def register(client: MlflowClient, settings: Mlflow, run_id: str, onnx_file: Pat
         if failed:
             raise failed
         with redirect_stderr(io.StringIO()):  # it tells each step
-            return str(mlflow.register_model(source, model_name(settings)).version)
+            tags = {FILE_TAG: files.sha256(onnx_file)}
+            return str(mlflow.register_model(source, model_name(settings), tags=tags).version)
 
 
 def _log_onnx(client: MlflowClient, run_id: str, path: Path) -> str:
@@ -80,8 +89,7 @@ def _log_onnx(client: MlflowClient, run_id: str, path: Path) -> str:
     run = client.get_run(run_id)
     try:
         # By itself MLflow gives the model's page the metrics of one step: step 0, which is the first epoch's.
-        best = int(run.data.metrics.get("best_epoch", 0))
-        logged = mlflow.onnx.log_model(model, name="model", step=best, **options)
+        logged = mlflow.onnx.log_model(model, name="model", step=(best := best_step(run)), **options)
     except MlflowException as error:
         if error.error_code not in ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "NOT_IMPLEMENTED"):
             raise

@@ -56,6 +56,7 @@ def write_report(path: Path, config: Config, metrics: Path, index: Path, weights
         "params": config.as_yaml(),
         "published": published.get("note", ""),
         "sha256": weights,
+        "near": tables.read_near_duplicates(index.parent.parent),
         "rows": ROWS,
         "shared": tables.read_shared(index.parent.parent) if config.data.on_duplicate == "count" else {},
         "splits": to_markdown(_splits(series.loc[best_epoch + 1], intervals["value"], published)),
