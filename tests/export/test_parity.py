@@ -70,7 +70,8 @@ def test_what_evaluate_wrote_may_differ_in_near_ties_alone(project):
     sure = exact.copy()
     sure[0] = np.eye(10, dtype=np.float32)[guesses[0]]
     names = np.array(test.class_names)
-    pd.DataFrame({"image": test.hashes, "predicted": names[guesses]}).to_csv("predictions.csv", index=False)
+    table = {"image": test.hashes, "actual": names[test.labels], "predicted": names[guesses], "confidence": 1.0}
+    pd.DataFrame(table).to_csv("predictions.csv", index=False)
     parity.check_evaluated("predictions.csv", test, np.arange(len(test)), sure, ERROR)
     sure[0] = np.eye(10, dtype=np.float32)[(guesses[0] + 1) % 10]
     with pytest.raises(UserError, match="is not of this checkpoint"):

@@ -113,14 +113,7 @@ def main(
             shown = [f"{printable(one['class'])} {one['confidence']:.1%}" for one in best]
             tqdm.write("  ".join([printable(path), *shown]))
     if output is not None:
-        from pandas import DataFrame
-
-        nothing = [{"class": None, "confidence": None}]  # where nothing is as probable as the threshold
-        rows = [row | found for row in results for found in row["predictions"] or nothing]
-        table = DataFrame(rows, columns=["path", "class", "confidence", "error"])
-        method, options = WRITERS[output.suffix]
-        with files.atomic(output) as unfinished:
-            getattr(table, method)(unfinished, **options)
+        _write(output, results)
     elif as_json:
         print(json.dumps(results, indent=2))
     count = len(images) - failed
@@ -129,6 +122,18 @@ def main(
         some = ", ".join(map(printable, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
         print(f"left out: {len(left_out)} hidden files or files that are not images: {some}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _write(output: Path, results: list[dict[str, Any]]) -> None:
+    """One row for each class that is shown of an image; one without a class where there is none."""
+    from pandas import DataFrame
+
+    nothing = [{"class": None, "confidence": None}]
+    rows = [row | found for row in results for found in row["predictions"] or nothing]
+    table = DataFrame(rows, columns=["path", "class", "confidence", "error"])
+    method, options = WRITERS[output.suffix]
+    with files.atomic(output) as unfinished:
+        getattr(table, method)(unfinished, **options)
 
 
 def _classified(predictor: Predictor, images: list[Path]) -> Iterator[tuple[Path, np.ndarray | str]]:

@@ -51,7 +51,7 @@ def sync(params: Config, sha256: str, metrics: Path, onnx: Path) -> str:
         values |= {f"test_{name}": value for name, value in test.items()} | exported
         missed = {name: value for name, value in values.items() if run.data.metrics.get(name) != value}
         settings = [] if run.data.params else tracker.mlflow_params(params, len(classes))
-        client.log_batch(run.info.run_id, connection.points(missed, int(best["best_epoch"])), settings)
+        client.log_batch(run.info.run_id, connection.points(missed), settings)
         for path in (metrics / "evaluate", metrics / "export", metrics / "report", metrics / "report.md"):
             upload(client, run, path)
         client.set_tag(run.info.run_id, DESCRIPTION_TAG, report.description(metrics / "report.md"))

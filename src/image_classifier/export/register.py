@@ -17,7 +17,7 @@ from mlflow.models import infer_signature
 
 from image_classifier.core import files
 from image_classifier.core.config import Mlflow
-from image_classifier.tracking.model_run import best_step, claim_run, patient
+from image_classifier.tracking.model_run import claim_run, patient
 from image_classifier.tracking.server import connection
 
 FILE_TAG = "onnx_sha256"  # of a version: the file that it was made from
@@ -89,7 +89,8 @@ def _log_onnx(client: MlflowClient, run_id: str, path: Path) -> str:
     run = client.get_run(run_id)
     try:
         # By itself MLflow gives the model's page the metrics of one step: step 0, which is the first epoch's.
-        logged = mlflow.onnx.log_model(model, name="model", step=(best := best_step(run)), **options)
+        best = int(run.data.metrics.get("best_epoch", 0))
+        logged = mlflow.onnx.log_model(model, name="model", step=best, **options)
     except MlflowException as error:
         if error.error_code not in ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST", "NOT_IMPLEMENTED"):
             raise
@@ -101,7 +102,8 @@ def _log_onnx(client: MlflowClient, run_id: str, path: Path) -> str:
     figures = {name: value for name, value in run.data.metrics.items() if name.startswith("test_")}
     used = [one.dataset for one in run.inputs.dataset_inputs][:1]
     about = {"dataset_name": used[0].name, "dataset_digest": used[0].digest} if used else {}
-    client.log_batch(run_id, connection.points(figures, best, model_id=logged.model_id, **about))
+    # At step 0, as evaluate logs them: of several steps MLflow shows the last, also after a later evaluate.
+    client.log_batch(run_id, connection.points(figures, model_id=logged.model_id, **about))
     return logged.model_uri
 
 

@@ -28,18 +28,12 @@ def add_to_model_run(
     with connection.tolerated("logging"):
         client, experiment = connection.connect(settings)
         run = claim_run(client, experiment, sha256)
-        # First: a busy server may give up on large files.
-        client.log_batch(run.info.run_id, connection.points(values, best_step(run)))
+        client.log_batch(run.info.run_id, connection.points(values))  # first: a busy server may give up on large files
         if description:
             client.set_tag(run.info.run_id, DESCRIPTION_TAG, description)
         for path in artifacts:
             with connection.tolerated(f"uploading {path}"):
                 upload(client, run, path)
-
-
-def best_step(run: Run) -> int:
-    """The step of the epoch that ships. MLflow takes the value of the last step for a metric's: one step for all."""
-    return int(run.data.metrics.get("best_epoch", 0))
 
 
 def claim_run(client: MlflowClient, experiment: str, sha256: str) -> Run:
