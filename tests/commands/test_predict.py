@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -138,11 +139,15 @@ def test_an_image_that_cannot_be_read_has_a_row(images, tmp_path):
     assert len(table) == 3 and table.loc[1, "error"].startswith("not an image") and table["class"].isna().tolist()[1]
 
 
-def test_a_link_to_a_folder_is_not_passed_over(images, tmp_path):
-    (tmp_path / "more").mkdir()
-    (images / "more").symlink_to(tmp_path / "more")
-    with pytest.raises(UserError, match="images/more is a link to a folder: name the folder itself"):
-        classify(str(images))
+def test_a_link_to_a_folder_is_followed_once(images, tmp_path):
+    (tmp_path / "others").mkdir()
+    shutil.copy(images / "0.png", tmp_path / "others/3.png")
+    for name in ("more", "again"):
+        (images / name).symlink_to(tmp_path / "others")
+    (tmp_path / "others/back").symlink_to(images)
+    assert classify(str(images), output=tmp_path / "out.csv", top_k=1) == 0
+    found = [str(Path(path).relative_to(images)) for path in pd.read_csv(tmp_path / "out.csv")["path"]]
+    assert found == ["0.png", "1.png", "2.png", "again/3.png"]
 
 
 def test_a_folder_that_must_not_be_read_is_not_passed_over(project, images):

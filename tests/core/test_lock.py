@@ -60,5 +60,5 @@ def test_the_inputs_of_a_run_are_what_no_stage_makes():
 
 @pytest.mark.parametrize("text", ["", "stages:\n", "- 1\n", "<<<<<<< HEAD\nstages: {}\n=======\n", "stages: [", "a: 1"])
 def test_a_damaged_lock_is_one_line(text):
-    with pytest.raises(UserError, match=r"^dvc.lock is damaged \(.+\): restore it, or run `dvc repro`$"):
+    with pytest.raises(UserError, match=r"^dvc.lock is damaged \(.+\): remove it and run `dvc repro`$"):
         stages_of(text, "dvc.lock")

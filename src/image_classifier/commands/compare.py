@@ -135,6 +135,8 @@ def interval(only_a: int, only_b: int, count: int) -> tuple[float, float]:
 def _read(path: str, revision: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse(dvc.api.read(path, rev=revision) if revision != WORKSPACE else Path(path).read_text())
+    except UserError:
+        raise
     except Exception as error:  # of DVC, git and files
         raise UserError(f"{revision}: {path} cannot be read ({error}): `dvc exp show` lists what there is") from None
 
@@ -148,7 +150,7 @@ def _predictions(revision: str) -> pd.DataFrame:
 
 
 def _stages(revision: str) -> dict[str, Any]:
-    return _read(LOCK, revision, lambda text: lock.stages_of(text, LOCK))
+    return _read(LOCK, revision, lambda text: lock.stages_of(text, f"{LOCK} of {revision}"))
 
 
 def _params_of(models: list[str], stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def _params_of(models: list[str], stages: list[dict[str, Any]]) -> dict[str, Any
 
     Raises UserError: they do not, or a seed comes twice.
     """
-    found = [lock.params_of_run(one, f"dvc.lock of {model}") for model, one in zip(models, stages, strict=True)]
+    found = [lock.params_of_run(one, f"{LOCK} of {model}") for model, one in zip(models, stages, strict=True)]
     if len({values.get("seed") for values in found}) < len(models):
         raise UserError(f"{', '.join(models)}: a seed comes twice: give models that were trained with different seeds")
     for model, values in zip(models, found, strict=True):

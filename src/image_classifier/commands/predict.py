@@ -172,11 +172,15 @@ def _images(paths: list[str]) -> tuple[list[Path], list[Path]]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """Every file in a folder and those below it, sorted. Raises UserError: one is a link, or must not be read."""
+    """Every file in a folder and those below it, linked ones too, sorted. Raises UserError: one must not be read."""
     found: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=_unreadable):
-        if links := [name for name in folders if Path(root, name).is_symlink()]:
-            raise UserError(f"{printable(Path(root, links[0]))} is a link to a folder: name the folder itself as well")
+    seen: set[str] = set()  # links may lead in a circle
+    for root, folders, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
         found += [path for name in names if (path := Path(root, name)).is_file()]
     return sorted(found)
 

@@ -8,6 +8,8 @@ from image_classifier.core import config
 from image_classifier.core.errors import UserError
 from image_classifier.tracking.server import connection
 
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # of which MLflow can show the runs; others are servers
+
 
 def main(port: int) -> int:
     """Serve the store that the runs are in, until Ctrl-C; say where its runs are.
@@ -18,7 +20,7 @@ def main(port: int) -> int:
     """
     settings = config.load().mlflow
     address = connection.address(settings)
-    if address.startswith("http"):
+    if not address.startswith(DATABASES):
         print(f"MLflow runs elsewhere: open {connection.reason(ValueError(address))}")
         return 0
     with socket.socket() as trial:

@@ -18,7 +18,7 @@ def stages_of(text: str, name: str) -> dict[str, Any]:
     try:
         return dict(YAML(typ="safe", pure=True).load(text)["stages"])
     except (YAMLError, TypeError, LookupError) as error:  # such as the marks of a merge
-        raise UserError(f"{name} is damaged ({first_line(error)}): restore it, or run `dvc repro`") from None
+        raise UserError(f"{name} is damaged ({first_line(error)}): remove it and run `dvc repro`") from None
 
 
 def params_of_run(stages: dict[str, Any], name: str, needed: Sequence[str] = LEADING) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from image_classifier.core.errors import printable
 
+FORMATTING = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word does not format
 ROWS = 50  # of a table, at most
 
 
@@ -22,7 +23,7 @@ def render(template: Path, facts: dict[str, Any]) -> str:
 def cell(value: Any) -> str:
     """A value for a cell: in the name of a class a bar would end the cell, a line break the row, and signs format."""
     shown = "" if pd.isna(value) else f"{value:.4f}" if isinstance(value, float) else str(value)
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(printable(shown), quote=False))
+    return FORMATTING.sub(r"\\\g<0>", html.escape(printable(shown), quote=False))
 
 
 def to_markdown(table: pd.DataFrame, worst: str | None = None) -> str:

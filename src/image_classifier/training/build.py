@@ -60,7 +60,7 @@ def build_network(model: Model, class_names: list[str], image_size: int, seed: i
         if isinstance(module, nn.Dropout) and model.dropout is not None:
             module.p = model.dropout
         for name in ("dropout", "attention_dropout"):  # attention layers keep their rate as a number
-            if isinstance(getattr(module, name, None), int | float) and model.dropout is not None:
+            if type(getattr(module, name, None)) in (int, float) and model.dropout is not None:
                 setattr(module, name, model.dropout)
         if isinstance(module, nn.BatchNorm2d) and module.momentum is not None and module.momentum > 0.5:
             # Counted as TensorFlow does (MobileNet, EfficientNet): the statistics would be of the last batch alone.

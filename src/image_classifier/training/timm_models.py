@@ -58,7 +58,7 @@ def settle(network: PreTrainedModel, class_names: list[str], dropout: float | No
     if hasattr(network.config, "pretrained_cfg"):
         del network.config.pretrained_cfg
     for module in network.modules():
-        if dropout is not None and isinstance(getattr(module, "drop_rate", None), int | float):
+        if dropout is not None and type(getattr(module, "drop_rate", None)) in (int, float):
             module.drop_rate = dropout
 
 
