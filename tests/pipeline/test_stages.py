@@ -189,6 +189,7 @@ def test_what_weakens_the_figures_is_said(project):
         assert "(3 training images are identical, pixel for pixel, to images of val or test, 2 val images to" in text
         assert "too narrow" in text
         assert "5 training and val images are near-duplicates of images in other splits" in text
+        assert not re.search(r"[^\n]\n#", text)  # a blank line before each heading
 
 
 def test_galleries_and_tables_survive_odd_names_and_no_mistakes(project, tmp_path):
