@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from ruamel.yaml import YAML
 
 from benchmarks import pairs, records
@@ -112,7 +113,7 @@ def over_seeds(parquet: Path, clone: Path) -> list[list[str]]:
 
 def right(predictions: Path) -> np.ndarray:
     """Whether each test image was classified right, bool [N], in the order of their hashes."""
-    table = tables.read_predictions(predictions).sort_values(["image", "actual"], kind="stable")
+    table = pd.read_csv(predictions, dtype=str, keep_default_na=False).sort_values(["image", "actual"], kind="stable")
     return (table["predicted"] == table["actual"]).to_numpy()
 
 
@@ -157,7 +158,6 @@ def peer(parquet: Path, clone: Path, *options: str) -> list[str]:
 
 def trainer(clone: Path, seconds: float) -> list[str]:
     """The peer, on the shards of the clone, for so long at most; minutes of training, accuracy, interval."""
-    import pandas as pd
     import torch
     from torchvision.transforms import v2
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
