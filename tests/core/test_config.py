@@ -142,3 +142,22 @@ def test_a_bad_recipe_changes_nothing(params, tmp_path):
             apply(name, params, tmp_path)
     assert params.read_text() == before
     assert not list(tmp_path.glob("*unfinished"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "mine.yaml is no recipe"),
+        ("training: [1\n", "mine.yaml is no recipe"),
+        ("seed: {a: 3}\n", "mine.yaml is no recipe"),
+        ("training: {learning_rat: 1}\n", "the recipe sets training.learning_rat, which params.yaml does not have"),
+        ("training: {num_epochs: -3}\n", "mine.yaml: training.num_epochs = -3: input should be greater than"),
+    ],
+)
+def test_a_recipe_of_ones_own_that_is_odd_is_one_line_and_changes_nothing(params, text, message):
+    (params.parent / "mine.yaml").write_text(text)
+    before = params.read_text()
+    with pytest.raises(UserError) as error:
+        apply("mine", params, params.parent)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert params.read_text() == before

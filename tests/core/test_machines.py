@@ -301,6 +301,12 @@ def test_a_target_that_cannot_be_written_is_named_before_any_work(tmp_path):
         pytest.fail("nothing can be written here")
 
 
+def test_a_name_that_the_terminal_cannot_show_is_no_error(project):
+    told = "from image_classifier.core.entry import exit_with; exit_with(lambda: print('\\u732b'))"
+    result = command(project, "env", "PYTHONIOENCODING=ascii", "python", "-c", told)
+    assert result.stdout == "\\u732b\n"
+
+
 def test_a_file_does_not_take_a_folders_place(tmp_path):
     kept = tmp_path / "out.csv/kept"
     kept.parent.mkdir()

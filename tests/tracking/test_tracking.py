@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
 from image_classifier import __main__ as command_line
+from image_classifier.commands import ui
 from image_classifier.commands.promote import promote
 from image_classifier.commands.sync import sync
 from image_classifier.core import config, files
@@ -609,6 +610,13 @@ def test_the_models_page_has_the_figures_of_the_epoch_that_ships(trained, client
 
 
 # ---------------------------------------------------------------- where the store is
+
+
+def test_a_port_that_is_taken_is_one_line(project):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is taken by another program.*choose one with --port"):
+            ui.main(port)
 
 
 def test_an_address_with_options_is_a_database_too(project, tmp_path, monkeypatch):
