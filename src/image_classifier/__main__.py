@@ -22,7 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", nargs="+", metavar="PATH", help="an image, or a folder of them")
     predict.add_argument("--top-k", type=_positive, default=5, metavar="K", help="classes to show (default 5)")
     predict.add_argument("--threshold", type=_fraction, default=0.0, metavar="P", help="leave out less likely classes")
-    predict.add_argument("--model", type=Path, default=Path("models/export"), metavar="FOLDER", help="another export")
+    predict.add_argument(
+        "--model", type=Path, default=Path("models/export"), metavar="FOLDER", help="default models/export"
+    )
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
     form.add_argument("--output", type=Path, metavar="FILE", help="write a table: .csv, .json or .parquet")
@@ -43,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("sync", help="send MLflow what it missed of the current model while it could not be reached")
     commands.add_parser("promote", help="make the current model the champion of the registered model in MLflow")
     ui = commands.add_parser("ui", help="open MLflow on http://127.0.0.1:5000")
-    ui.add_argument("--port", type=_positive, default=5000, help="another than 5000")
+    ui.add_argument("--port", type=_positive, default=5000, help="default 5000")
     verify = commands.add_parser("verify", help="run the committed state twice in two places and compare every byte")
     way = verify.add_mutually_exclusive_group()
     way.add_argument("--record", action="store_true", help="write environment.json if the committed bytes came out")

@@ -120,7 +120,7 @@ def test_several_seeds_are_paired(project, seeded, monkeypatch, capsys):
     text, gain = capsys.readouterr().out, 10 / len(rows)
     assert f"{gain:+.4f}, 95% interval" in text and f"pairs       {gain:+.4f}, {gain:+.4f}, {gain:+.4f}" in text
     assert "verdict     significant at the 5% level" in text and "lr: 1 -> 2" in text and "McNemar" not in text
-    assert "note        not all were made from the same data and code: data/raw" in text and "seed: " not in text
+    assert "note        the models were made from different data or code: data/raw" in text and "seed: " not in text
     read = compare._predictions
     monkeypatch.setattr(compare, "_predictions", lambda model: read("a-2" if model == "b-2" else model))
     compare.main("a-0,a-1,a-2", "b-0,b-1,b-2")

@@ -48,13 +48,13 @@ def main(a: str, b: str) -> int:
     for name, row in moved.sort_values("change", key=abs, ascending=False, kind="stable")[:SHOWN].iterrows():
         print(f"  recall      {printable(name)}: {row['a']:.4f} -> {row['b']:.4f}, {row['change']:+.4f}")
     if len(moved) > SHOWN:
-        print(f"  recall      of {len(moved) - SHOWN} more classes changed less")
+        print(f"  recall      of {len(moved) - SHOWN} more classes changed by no more than these")
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key) and (key != "seed" or len(before) == 1):
             print(f"  param       {key}: {theirs.get(key)} -> {ours.get(key)}")
     inputs = pd.DataFrame([lock.inputs_of_run(one) for one in stages]).fillna("")
     if changed := sorted(inputs.columns[inputs.nunique() > 1]):
-        print(f"  note        not all were made from the same data and code: {', '.join(changed)}")
+        print(f"  note        the models were made from different data or code: {', '.join(changed)}")
     if ours.get("data.group"):
         print("  note        images of the same group (data.group) are correlated, but treated as independent here")
     return 0
