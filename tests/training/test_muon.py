@@ -60,11 +60,12 @@ def test_filters_are_matrices_in_any_memory_format_and_the_rest_is_adamws():
         first, *rest = network.parameters()
         optimizer: torch.optim.Optimizer = Muon([group([first], is_hidden=True), group(rest, is_hidden=False)])
         if network is expected:
-            optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1)
+            optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1, fused=True)
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
             for parameter in network.parameters():
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = torch.empty_like(parameter)  # in its memory format, as autograd makes it
+                parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
             optimizer.step()
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(plain.get_parameter(name), other_format.get_parameter(name), rtol=0, atol=1e-6)

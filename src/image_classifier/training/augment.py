@@ -23,7 +23,7 @@ from image_classifier.training import colors
 MOVING = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 OPERATIONS = ("identity", *MOVING, *(change.__name__ for change in (*colors.BY_FACTOR, *colors.BY_STRENGTH)))
 SHEAR, TRANSLATION, ROTATION, FACTOR = 0.99, 0.2, math.radians(135), 0.99  # at full strength
-RATIO = math.log(4 / 3)  # of a resized crop's sides, at most
+LOG_RATIO = math.log(4 / 3)  # of a resized crop's sides, at most
 
 
 class Draws(NamedTuple):
@@ -158,10 +158,11 @@ def _affine(drawn: Draws, settings: Augmentation, moves: dict[str, Tensor]) -> l
     moves = dict.fromkeys(MOVING, zero) | moves
     width = height = one
     if settings.random_resized_crop is not None:
-        area = settings.random_resized_crop + (1 - settings.random_resized_crop) * drawn.area
-        # As long as neither side is longer than the image's: a cut one would make the crop smaller than `area`.
-        ratio = (RATIO * (2 * drawn.ratio - 1)).exp().clamp(area, 1 / area)
-        width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+        # In logarithms: MKL's square root is not correctly rounded, and differs between processors.
+        log_area = (settings.random_resized_crop + (1 - settings.random_resized_crop) * drawn.area).log()
+        # As long as neither side is longer than the image's: a cut one would make the crop smaller than its area.
+        log_ratio = (LOG_RATIO * (2 * drawn.ratio - 1)).clamp(log_area, -log_area)
+        width, height = ((log_area + log_ratio) / 2).exp(), ((log_area - log_ratio) / 2).exp()
     angle = math.radians(settings.rotation) * (2 * drawn.angle - 1) + ROTATION * moves["rotate"]
     sin, cos = angle.sin(), angle.cos()
     shear_x, shear_y = SHEAR * moves["shear_x"], SHEAR * moves["shear_y"]

@@ -1,6 +1,7 @@
 """Muon: the update of each weight matrix is made orthogonal, so that all its directions learn at the same pace."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,15 @@ MOMENTUM = 0.95  # Nesterov's
 class Muon(torch.optim.AdamW):
     """Muon for the groups with `is_hidden` set, AdamW for the others; at the same rate, their steps have the same size.
 
-    torch.optim.Muon takes 2-D weights only; here a filter is one too, [outputs, inputs x height x width]. AdamW must
-    not be fused: GradScaler would leave unscaling and overflows to it, and Muon's part knows nothing of them. So each
-    step in fp16 waits for the GPU, to know whether it overflowed.
+    torch.optim.Muon takes 2-D weights only; here a filter is one too, [outputs, inputs x height x width]. AdamW is
+    fused: its other kernels take MKL's square root, which differs between processors.
     """
+
+    def __init__(self, groups: list[dict[str, Any]], **settings: Any):
+        super().__init__(groups, fused=True, **settings)
+        # GradScaler would leave unscaling and overflows to a fused optimizer, and Muon's part knows nothing of them.
+        # So each step in fp16 waits for the GPU, to know whether it overflowed.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure=None):
