@@ -31,6 +31,7 @@ from image_classifier.training.resume import State
 from image_classifier.training.sizes import smallest_batches
 from stages import evaluate, prepare, train
 from tests.helpers.project import AS_A_USER, ROOT, command
+from tests.training.test_waiting import EVERYTHING
 
 
 def mode(path: Path) -> int:
@@ -62,9 +63,8 @@ def test_a_portable_training_is_the_same_on_an_emulated_processor(processor, pro
     kernels = command(project, *emulated, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability())").stdout
     if kernels != "AVX2\n":
         pytest.skip("QEMU emulates AVX2 since 7.2")
-    random = {"fast_mode": False, "augmentation": {"random_resized_crop": 0.5, "trivial_augment": True}}
-    training = {"device": "cpu", "precision": "fp32", "optimizer": "muon", **random}  # AdamW is a part of it
-    change({"portable": True, "num_threads": 1, "training": training})
+    settings = {"device": "cpu", "precision": "fp32", "fast_mode": False, "augmentation": EVERYTHING}
+    change({"portable": True, "num_threads": 1, "training": settings | {"optimizer": "muon"}})  # AdamW is a part of it
     found = []
     for python in (["python"], emulated):
         command(project, *python, "-m", "stages.train")

@@ -497,7 +497,7 @@ def test_verify_says_what_differs_from_the_machine_of_the_committed_bytes(traine
 
 def test_verify_says_that_other_images_lie_here(project, trained, monkeypatch, capsys):
     lock = Path("dvc.lock").read_text().replace(verify.inputs(project)["data/raw"], "0" * 32, 1)  # prepare's
-    Path("dvc.lock").write_text(lock.replace(outs(project)["data/shards"], "1" * 32))
+    Path("dvc.lock").write_text(lock.replace(outs(project)["models/checkpoint"], "1" * 32))
     command(project, "git", "commit", "-qam", "of other images")
     monkeypatch.setattr(verify, "rerun", lambda *_: trained)
     assert verify.main(record=False, against=None) == 0

@@ -58,7 +58,9 @@ def test_filters_are_matrices_in_any_memory_format_and_the_rest_is_adamws():
     other_format, expected = copy.deepcopy(plain).to(memory_format=torch.channels_last), copy.deepcopy(plain)
     for network in (plain, other_format, expected):
         first, *rest = network.parameters()
-        optimizer: torch.optim.Optimizer = Muon([group([first], is_hidden=True), group(rest, is_hidden=False)])
+        optimizer: torch.optim.Optimizer = Muon(
+            [group([first], is_hidden=True), group(rest, is_hidden=False)], fused=True
+        )
         if network is expected:
             optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1, fused=True)
         generator = torch.Generator().manual_seed(0)
@@ -91,7 +93,7 @@ def test_what_muon_is_for(kind):
 
 def test_a_closure_is_called_once_before_the_step():
     network, seen = nn.Linear(8, 8), []
-    optimizer = Muon([group([network.weight], is_hidden=True), group([network.bias], is_hidden=False)])
+    optimizer = Muon([group([network.weight], is_hidden=True), group([network.bias], is_hidden=False)], fused=True)
     first = network.weight.detach().clone()
 
     def closure() -> torch.Tensor:
@@ -106,7 +108,7 @@ def test_a_closure_is_called_once_before_the_step():
 
 def test_a_gradient_that_overflows_changes_nothing():
     network = nn.Linear(8, 8)
-    optimizer = Muon([group([network.weight], is_hidden=True), group([network.bias], is_hidden=False)])
+    optimizer = Muon([group([network.weight], is_hidden=True), group([network.bias], is_hidden=False)], fused=True)
     scaler = torch.amp.GradScaler("cpu")
     before = copy.deepcopy(network.state_dict())
     for bad in (torch.inf, 1.0):

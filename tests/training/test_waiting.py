@@ -75,11 +75,9 @@ class Unread(Group):
     ids=["mobilevit", "vit", "resnet", "smaller", "augmented", "clipped", "averaged", "muon"],
 )
 def test_an_epoch_reads_nothing_back_until_it_ends(project, monkeypatch, kind, changes):
-    for name in ("Adam", "AdamW", "SGD"):  # torch has no fused steps for it
-        plain = getattr(torch.optim, name)
-        monkeypatch.setattr(
-            schedule.torch.optim, name, lambda *given, plain=plain, fused, **named: plain(*given, **named)
-        )
+    for where, name in ((torch.optim, "AdamW"), (torch.optim, "SGD"), (schedule, "Muon")):
+        plain = getattr(where, name)  # torch has no fused steps for it
+        monkeypatch.setattr(where, name, lambda *given, plain=plain, fused, **named: plain(*given, **named))
     device = torch.device("meta")
     trainer = make_trainer(kind, compute=Meta(device, "fp32", ""), group=Unread(), **changes)
     split = trainer.train

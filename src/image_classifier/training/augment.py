@@ -158,7 +158,7 @@ def _affine(drawn: Draws, settings: Augmentation, moves: dict[str, Tensor]) -> l
     moves = dict.fromkeys(MOVING, zero) | moves
     width = height = one
     if settings.random_resized_crop is not None:
-        # In logarithms: MKL's square root is not correctly rounded, and differs between processors.
+        # In logarithms, because MKL's square root differs between processors.
         log_area = (settings.random_resized_crop + (1 - settings.random_resized_crop) * drawn.area).log()
         # As long as neither side is longer than the image's: a cut one would make the crop smaller than its area.
         log_ratio = (LOG_RATIO * (2 * drawn.ratio - 1)).clamp(log_area, -log_area)

@@ -15,23 +15,19 @@ MOMENTUM = 0.95  # Nesterov's
 class Muon(torch.optim.AdamW):
     """Muon for the groups with `is_hidden` set, AdamW for the others; at the same rate, their steps have the same size.
 
-    torch.optim.Muon takes 2-D weights only; here a filter is one too, [outputs, inputs x height x width]. AdamW is
-    fused: its other kernels take MKL's square root, which differs between processors.
+    torch.optim.Muon takes 2-D weights only; here a filter is one too, [outputs, inputs x height x width].
     """
 
-    def __init__(self, groups: list[dict[str, Any]], **settings: Any):
-        super().__init__(groups, fused=True, **settings)
-        # GradScaler would leave unscaling and overflows to a fused optimizer, and Muon's part knows nothing of them.
-        # So each step in fp16 waits for the GPU, to know whether it overflowed.
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        # GradScaler would leave unscaling and overflows to AdamW where that is fused, and Muon's part knows nothing of
+        # them. So each step in fp16 waits for the GPU, to know whether it overflowed.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure=None):
         """Update all parameters that have a gradient, and drop the gradients of Muon's."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             for weight in group["params"] if group["is_hidden"] else ():
                 if weight.grad is not None:

@@ -28,7 +28,10 @@ def image_size(schedule: list[int] | None, epoch: int, num_epochs: int, full_siz
 
 
 def build_optimizer(network: PreTrainedModel, training: Training) -> Optimizer:
-    """The optimizer of all parameters that are trained, each with its share of the learning rate."""
+    """The optimizer of all parameters that are trained, each with its share of the learning rate.
+
+    Fused, also because the other kernels take MKL's square root, whose last digit depends on the processor.
+    """
     factors = rate_factors(network, training)
     hidden = hidden_weights(network, head_parameters(network)) if training.optimizer == "muon" else set()
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
@@ -43,11 +46,8 @@ def build_optimizer(network: PreTrainedModel, training: Training) -> Optimizer:
     found = list(groups.values())
     if training.optimizer == "sgd":
         return torch.optim.SGD(found, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=True)
-    betas = 0.9, training.adam_beta2
-    if training.optimizer == "muon":
-        return Muon(found, lr=training.learning_rate, betas=betas)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[training.optimizer]
-    return kind(found, lr=training.learning_rate, betas=betas, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[training.optimizer]
+    return kind(found, lr=training.learning_rate, betas=(0.9, training.adam_beta2), fused=True)
 
 
 def rate_factors(network: PreTrainedModel, training: Training) -> dict[str, float]:
