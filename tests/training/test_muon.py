@@ -66,7 +66,9 @@ def test_filters_are_matrices_in_any_memory_format_and_the_rest_is_adamws():
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
             for parameter in network.parameters():
-                parameter.grad = torch.empty_like(parameter)  # in its memory format, as autograd makes it
+                parameter.grad = torch.empty_like(
+                    parameter
+                )  # in its memory format, which the fused steps take for granted
                 parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
             optimizer.step()
     for name, parameter in expected.named_parameters():

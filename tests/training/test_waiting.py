@@ -76,7 +76,7 @@ class Unread(Group):
 )
 def test_an_epoch_reads_nothing_back_until_it_ends(project, monkeypatch, kind, changes):
     for where, name in ((torch.optim, "AdamW"), (torch.optim, "SGD"), (schedule, "Muon")):
-        plain = getattr(where, name)  # torch has no fused steps for it
+        plain = getattr(where, name)  # torch has no fused steps for the meta device
         monkeypatch.setattr(where, name, lambda *given, plain=plain, fused, **named: plain(*given, **named))
     device = torch.device("meta")
     trainer = make_trainer(kind, compute=Meta(device, "fp32", ""), group=Unread(), **changes)

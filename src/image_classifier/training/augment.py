@@ -158,9 +158,9 @@ def _affine(drawn: Draws, settings: Augmentation, moves: dict[str, Tensor]) -> l
     moves = dict.fromkeys(MOVING, zero) | moves
     width = height = one
     if settings.random_resized_crop is not None:
-        # In logarithms, because MKL's square root differs between processors.
+        # These are logarithms because MKL's square root differs between processors.
         log_area = (settings.random_resized_crop + (1 - settings.random_resized_crop) * drawn.area).log()
-        # As long as neither side is longer than the image's: a cut one would make the crop smaller than its area.
+        # Neither side may be longer than the image's: a cut one would make the crop smaller than its area.
         log_ratio = (LOG_RATIO * (2 * drawn.ratio - 1)).clamp(log_area, -log_area)
         width, height = ((log_area + log_ratio) / 2).exp(), ((log_area - log_ratio) / 2).exp()
     angle = math.radians(settings.rotation) * (2 * drawn.angle - 1) + ROTATION * moves["rotate"]
