@@ -58,17 +58,15 @@ def test_filters_are_matrices_in_any_memory_format_and_the_rest_is_adamws():
     other_format, expected = copy.deepcopy(plain).to(memory_format=torch.channels_last), copy.deepcopy(plain)
     for network in (plain, other_format, expected):
         first, *rest = network.parameters()
-        optimizer: torch.optim.Optimizer = Muon(
-            [group([first], is_hidden=True), group(rest, is_hidden=False)], fused=True
-        )
+        groups = [group([first], is_hidden=True), group(rest, is_hidden=False)]
+        optimizer: torch.optim.Optimizer = Muon(groups, fused=True)
         if network is expected:
             optimizer = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.1, fused=True)
         generator = torch.Generator().manual_seed(0)
         for _ in range(2):
             for parameter in network.parameters():
-                parameter.grad = torch.empty_like(
-                    parameter
-                )  # in its memory format, which the fused steps take for granted
+                # In the parameter's memory format, as autograd makes it: fused steps take that for granted.
+                parameter.grad = torch.empty_like(parameter)
                 parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
             optimizer.step()
     for name, parameter in expected.named_parameters():
