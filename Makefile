@@ -53,22 +53,23 @@ recipe: setup ## Write a recipe into params.yaml: make recipe NAME=finetune
 
 .PHONY: check
 check: lint ## Lint, check types, and run the tests that need no trained pipeline
-	python -m pytest -n 3 --dist worksteal -m "not full and not pipeline"
+	python -m pytest -n 3 --dist worksteal -m "not full and not pipeline and not committed"
 
 .PHONY: lint
-lint: setup .venv/installed-test ## Lint, and check spelling and types
+lint: setup .venv/installed-test ## Lint, check spelling and types, and that README shows the committed run
 	ruff check
 	ruff format --check
 	codespell
 	mypy
+	python -m pytest -m committed tests/pipeline/test_design.py
 
 .PHONY: test
 test: setup .venv/installed-test ## Run the tests
-	python -m pytest -n 3 --dist worksteal -m "not full"
+	python -m pytest -n 3 --dist worksteal -m "not full and not committed"
 
 .PHONY: test-full
 test-full: setup .venv/installed-test ## Run all tests, the long ones too
-	INPUTS=many python -m pytest -n 3 --dist worksteal
+	INPUTS=many python -m pytest -n 3 --dist worksteal -m "not committed"
 
 .PHONY: bench
 bench: setup .venv/installed-test ## Run the short benchmarks; nothing else may run beside them

@@ -15,7 +15,7 @@ from image_classifier.core import config, files
 from image_classifier.core.errors import UserError
 from image_classifier.training.build import build_network, input_normalization
 from tests.helpers.architectures import settings
-from tests.helpers.project import ROOT
+from tests.helpers.project import DEFAULTS, ROOT
 
 # Of each stage of EfficientNet-Lite0, table 1 of arXiv 1905.11946: blocks, kernel, stride, expansion.
 STAGES = [(1, 3, 1, 1), (2, 3, 2, 6), (2, 5, 2, 6), (3, 3, 2, 6), (3, 5, 1, 6), (4, 5, 2, 6), (1, 3, 1, 6)]
@@ -87,7 +87,7 @@ def test_it_becomes_a_classifier_of_other_classes(folder):
 def test_a_recipe_writes_the_weights_that_it_names(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", "recipes")
-    shutil.copy(ROOT / "params.yaml", ".")
+    shutil.copy(DEFAULTS, ".")
     for _ in range(2):  # the second time they are there
         recipe.main("finetune")
     assert capsys.readouterr().out.count("models/pretrained/efficientnet-lite0 written") == 1

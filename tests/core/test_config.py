@@ -9,13 +9,13 @@ from image_classifier.commands.recipe import apply
 from image_classifier.core import config
 from image_classifier.core.errors import UserError
 from image_classifier.tracking.server import connection
-from tests.helpers.project import ROOT, edit_params
+from tests.helpers.project import DEFAULTS, ROOT, edit_params
 
 
 @pytest.fixture
 def params(tmp_path: Path) -> Path:
     path = tmp_path / "params.yaml"
-    path.write_text((ROOT / "params.yaml").read_text())
+    path.write_text(DEFAULTS.read_text())
     return path
 
 
@@ -111,6 +111,16 @@ def test_numbers_as_dvc_writes_them_are_numbers(params):
     assert config.load(params).training.learning_rate == 3e-5
 
 
+def test_a_folder_has_no_revision_though_one_is_left_over_from_the_hub(params):
+    commit = "0" * 40
+    for source, name in (("data/raw/pets", "models/pretrained/vit"), ("someone/digits", "google/vit")):
+        changes = {"data": {"source": source, "revision": commit}, "model": {"name": name, "revision": commit}}
+        edit_params(params.parent, changes)
+        found = config.load(params)
+        expected = commit if "someone" in source else None
+        assert found.data.revision == found.model.revision == expected
+
+
 @pytest.mark.parametrize("recipe", [path.stem for path in (ROOT / "recipes").glob("*.yaml")])
 def test_a_recipe_is_written_into_params_and_keeps_the_comments(params, recipe):
     changed = apply(recipe, params)
@@ -119,7 +129,7 @@ def test_a_recipe_is_written_into_params_and_keeps_the_comments(params, recipe):
     wanted.pop("published", None)  # figures, no params
     written, wanted = (pd.json_normalize(values).to_dict("records")[0] for values in (written, wanted))
     assert {key: written[key] for key in wanted} == wanted
-    before, after = (ROOT / "params.yaml").read_text().splitlines(), params.read_text().splitlines()
+    before, after = DEFAULTS.read_text().splitlines(), params.read_text().splitlines()
     assert [line.split("#")[1:] for line in before] == [line.split("#")[1:] for line in after]
     assert sum(old != new for old, new in zip(before, after, strict=True)) == len(changed)
     assert apply(recipe, params) == []

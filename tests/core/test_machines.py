@@ -30,7 +30,7 @@ from image_classifier.training.distributed import Group
 from image_classifier.training.resume import State
 from image_classifier.training.sizes import smallest_batches
 from stages import evaluate, prepare, train
-from tests.helpers.project import AS_A_USER, ROOT, command
+from tests.helpers.project import AS_A_USER, DEFAULTS, ROOT, command
 from tests.training.test_waiting import EVERYTHING
 
 
@@ -403,7 +403,7 @@ def test_a_size_that_a_network_cannot_take_is_refused_before_training(project, c
 
 
 def test_the_full_size_is_tried_even_if_only_validation_uses_it():
-    training = config.load(ROOT / "params.yaml").training
+    training = config.load(DEFAULTS).training
     training = training.model_copy(update={"batch_norm_images": None, "resolution_schedule": [32], "batch_size": 8})
     assert smallest_batches(training, count=100, full_size=160) == {32: 2, 160: 2}
 

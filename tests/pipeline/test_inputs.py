@@ -22,9 +22,9 @@ from image_classifier.images.resize import Resize
 from image_classifier.images.shards import ShardReader, ShardWriter, _write_sealed
 from image_classifier.preparation import decode
 from image_classifier.preparation.decode import UnreadableImage
-from tests.helpers.project import ROOT, TRIED
+from tests.helpers.project import DEFAULTS, TRIED
 
-PARAMS = (ROOT / "params.yaml").read_text()
+PARAMS = DEFAULTS.read_text()
 KEYS = [line.split(":")[0] for line in PARAMS.splitlines() if ":" in line.split("#")[0]]
 FORMATS = ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"]
 MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from image_classifier.commands.recipe import apply
-from tests.helpers.project import NO_NETWORK, ROOT, command
+from tests.helpers.project import DEFAULTS, NO_NETWORK, ROOT, command
 
 
 def test_a_whole_run_asks_for_no_network(trained):
@@ -22,7 +22,7 @@ def test_the_guard_sees_who_asks(tmp_path, host):
 
 def test_without_the_hub_there_is_one_line_and_how_to_fetch_it(tmp_path):
     guard = {"PYTHONPATH": str(NO_NETWORK), "NETWORK_LOG": str(tmp_path / "log")}
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
     (tmp_path / "stages").symlink_to(ROOT / "stages")
     apply("cifar10", tmp_path / "params.yaml")
     words = sys.executable, "-m", "stages.prepare"

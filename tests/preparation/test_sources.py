@@ -27,7 +27,7 @@ from image_classifier.preparation.columns import class_names
 from image_classifier.preparation.write import decode_rows
 from stages import prepare
 from tests.helpers.images import encoded
-from tests.helpers.project import ROOT, command, edit_params
+from tests.helpers.project import DEFAULTS, command, edit_params
 
 NAMES = ["cat", "dog"]
 
@@ -42,7 +42,7 @@ def workspace(project_folder: Path, monkeypatch) -> Path:
 @pytest.fixture
 def project_folder(tmp_path) -> Path:
     (tmp_path / "data/raw").mkdir(parents=True)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(DEFAULTS.read_text())
     data = {"source": "data/raw/pets", "image_size": 32, "val_fraction": 0.25}
     edit_params(tmp_path, {"data": data, "training": {"resolution_schedule": None}})
     return tmp_path
@@ -623,6 +623,42 @@ def listed(folder: Path, table: str, names: list[str], labels: list[str], first:
     (folder / table).write_text("\n".join(["file_name,label", *lines]))
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_that_names_splits_decides_them(workspace, kind, capsys):
+    names = ["Train"] * 60 + ["val"] * 20 + ["test"] * 20
+    folder = workspace / "data/raw/pets"
+    if kind == "csv":
+        labels = [f"{NAMES[number % 2]},{names[number]}" for number in range(100)]
+        listed(folder, "metadata.csv", [f"{number}.png" for number in range(100)], labels)
+        table = (folder / "metadata.csv").read_text()
+        (folder / "metadata.csv").write_text(table.replace("file_name,label", "file_name,label,part", 1))
+    else:
+        folder.mkdir()
+        features = {
+            "img": datasets.Image(),
+            "label": datasets.ClassLabel(names=NAMES),
+            "part": datasets.Value("string"),
+        }
+        rows = datasets.Dataset.from_dict({**pets(100), "part": names}, features=datasets.Features(features))
+        rows.shuffle(seed=0).to_parquet(folder / "all.parquet")
+    edit_params(workspace, {"data": {"val_from": "validation"}})
+    prepare.main()
+    assert "the column part names the split of each image: train 60, validation 20, test 20" in capsys.readouterr().out
+    number = {decode.digest(drawn(number)).hex(): number for number in range(100)}
+    for split, expected in (("train", range(60)), ("val", range(60, 80)), ("test", range(80, 100))):
+        reader = ShardReader(f"data/shards/{split}")
+        assert sorted(number[digest] for digest in reader.hashes) == list(expected)
+        assert [number[digest] % 2 for digest in reader.hashes] == reader.labels.tolist()
+
+
+def test_two_columns_that_name_splits_are_one_line(workspace):
+    folder = workspace / "data/raw/pets"
+    listed(folder, "metadata.csv", [f"{number}.png" for number in range(40)], ["cat,train,test", "dog,test,train"] * 20)
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(table.replace("file_name,label", "file_name,label,fold,part", 1))
+    assert "the columns fold, part all name splits: keep one" in refused()
+
+
 def test_several_tables_of_labels_are_read_in_the_order_of_their_paths(workspace, tmp_path):
     """`datasets` collects them in a set, whose order changes from run to run."""
     folder = workspace / "data/raw/pets"
@@ -922,17 +958,24 @@ def test_the_background_shows_where_images_are_transparent(workspace):
 # ---------------------------------------------------------------- groups
 
 
-def patients(folder: Path, deeper: bool) -> None:
+def patients(folder: Path, layout: str) -> None:
     for number in range(240):
-        label, patient = NAMES[number % 2], number // 6
-        path = folder / label / (f"patient{patient}/{number}.png" if deeper else f"patient{patient}_{number}.png")
+        path = folder / NAMES[number % 2] / layout.format(patient=number // 6, visit=number % 5, number=number)
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn(number).save(path)
 
 
-@pytest.mark.parametrize(("deeper", "group"), [(True, "folder"), (False, r"^(patient\d+)_"), (False, r"patient\d+")])
-def test_a_group_is_never_on_both_sides(workspace, deeper, group):
-    patients(workspace / "data/raw/pets", deeper)
+@pytest.mark.parametrize(
+    ("layout", "group"),
+    [
+        ("patient{patient}/{number}.png", "folder"),
+        ("patient{patient}/visit{visit}/{number}.png", "folder"),
+        ("patient{patient}_{number}.png", r"^(patient\d+)_"),
+        ("patient{patient}_{number}.png", r"patient\d+"),
+    ],
+)
+def test_a_group_is_never_on_both_sides(workspace, layout, group):
+    patients(workspace / "data/raw/pets", layout)
     edit_params(workspace, {"data": {"group": group}})
     prepare.main()
     patient = {decode.digest(drawn(number)).hex(): number // 6 for number in range(240)}
@@ -959,7 +1002,7 @@ def test_a_column_can_be_the_group(workspace):
 
 
 def test_groups_that_the_sources_own_splits_share_are_refused(workspace):
-    patients(workspace / "data/raw/pets/train", deeper=False)
+    patients(workspace / "data/raw/pets/train", "patient{patient}_{number}.png")
     class_folders(workspace / "data/raw/pets/test", 8, first=500)
     drawn(900).save(workspace / "data/raw/pets/test/cat/patient3_x.png")
     edit_params(workspace, {"data": {"group": r"^(patient\d+)_|^\d+"}})

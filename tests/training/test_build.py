@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -425,9 +426,11 @@ def test_recomputed_batch_norm_is_not_biased_by_dropout(project, change):
         def __init__(self):
             super().__init__()
             self.dropout, self.norm = nn.Dropout(0.1), nn.BatchNorm1d(3)
+            self.drop_rate = 0.1  # as in the layers of timm's DenseNet
 
         def forward(self, pixel_values):
-            return self.norm(self.dropout(torch.ones(len(pixel_values), 3)))
+            kept = F.dropout(self.dropout(torch.ones(len(pixel_values), 3)), self.drop_rate, self.training)
+            return self.norm(kept)
 
     change({"training": {"batch_norm_images": 64}})
     params, reader = config.load(), ShardReader("data/shards/train")
@@ -436,4 +439,4 @@ def test_recomputed_batch_norm_is_not_biased_by_dropout(project, change):
     trainer = Trainer(network, Normalize(), chosen, params.training, 0, reader, reader)
     trainer.stepper.network = constant = Constant()
     trainer.recompute_batch_norm(0)
-    assert constant.norm.running_var.abs().max() < 1e-6 and constant.dropout.p == 0.1
+    assert constant.norm.running_var.abs().max() < 1e-6 and constant.dropout.p == constant.drop_rate == 0.1

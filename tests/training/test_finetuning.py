@@ -25,7 +25,7 @@ from image_classifier.training.schedule import build_optimizer, build_scheduler,
 from image_classifier.training.trainer import Trainer
 from stages import train
 from tests.helpers.architectures import TINY, hub_folder, settings
-from tests.helpers.project import ROOT, read, series
+from tests.helpers.project import DEFAULTS, read, series
 from tests.helpers.training import validations
 
 LABELS = np.array([0] * 50 + [1] * 7 + [3] * 2)  # and no image of class 2
@@ -64,7 +64,7 @@ def test_a_clipped_gradient_is_no_longer_than_asked_for(project):
 
 @pytest.mark.parametrize(("scheduler", "half"), [("cosine", 0.5), ("one_cycle", 0.5), ("none", 1.0)])
 def test_the_learning_rate_falls_as_its_scheduler_says(scheduler, half):
-    training = config.load(ROOT / "params.yaml").training
+    training = config.load(DEFAULTS).training
     training = training.model_copy(update={"scheduler": scheduler, "warmup_fraction": 0.0})
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     falling, rates = build_scheduler(optimizer, training, steps=100), []

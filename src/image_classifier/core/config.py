@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from PIL import ImageColor
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, YAMLError
 
@@ -47,13 +47,20 @@ def _color(value: str) -> str:
     raise ValueError("input should be a color: a name such as white, or #rrggbb")
 
 
+def _unpinned(values: Any) -> Any:
+    """A section without its revision, where it names a folder: a commit left over from the hub would say nothing."""
+    names = [values.get(key) for key in ("source", "name")] if isinstance(values, dict) else []
+    local = any(isinstance(name, str) and re.match(r"digits$|data/raw/|models/|[./]", name) for name in names)
+    return values | {"revision": None} if local else values
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
     source: Name
-    revision: Name | None
+    revision: Name | None  # of the hub, None for a folder
     image_column: Name | None
     label_column: Name | None
     config: Name | None
@@ -73,7 +80,7 @@ class Data(Section):
 
 class Model(Section):
     name: Name
-    revision: Name | None
+    revision: Name | None  # of the hub, None for a folder
     pretrained: bool
     freeze_backbone: bool
     unfreeze_blocks: Annotated[int, Field(ge=0)]
@@ -141,8 +148,8 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     num_threads: Annotated[int, Field(ge=1, le=1024)] | None
     portable: bool
-    data: Data
-    model: Model
+    data: Annotated[Data, BeforeValidator(_unpinned)]
+    model: Annotated[Model, BeforeValidator(_unpinned)]
     training: Training
     evaluation: Evaluation
     export: Export

@@ -16,7 +16,7 @@ SPLITS = ("train", "validation", "test")
 
 def standardized(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
     """The same images under the standard names of columns and splits."""
-    source = _named_splits(source, data)
+    source = _named_splits(_split_by_column(source, data), data)
     features = source["train"].features
     image = _image_column(data.image_column, features)
     label = _label_column(data.label_column, image, features)
@@ -53,6 +53,31 @@ def standardized(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDi
 def class_names(dataset: datasets.Dataset) -> list[str]:
     """The names of the classes, in the order of their labels."""
     return dataset.features["label"].names
+
+
+def _split_by_column(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:
+    """The splits that a column of text names for each row (train, val, test), where the source has but one split.
+
+    Raises UserError: there are two such columns.
+    """
+    if len(source) > 1:
+        return source
+    (rows,) = source.values()
+    texts = [name for name, feature in rows.features.items() if _type(feature) in ("string", "large_string")]
+    found = [name for name in texts if name not in (data.label_column, data.group) and _names_splits(rows.unique(name))]
+    if not found:
+        return source
+    if len(found) > 1:
+        raise UserError(f"data.source = {data.source}: the columns {', '.join(found)} all name splits: keep one")
+    names = np.array([folders.SPLITS[name.lower()] for name in rows[found[0]]])
+    splits = {name: rows.select(np.flatnonzero(names == name)).flatten_indices() for name in SPLITS if name in names}
+    counts = ", ".join(f"{name} {len(split)}" for name, split in splits.items())
+    print(f"prepare: the column {found[0]} names the split of each image: {counts}")
+    return datasets.DatasetDict(splits).remove_columns(found[0])
+
+
+def _names_splits(values: list[str | None]) -> bool:
+    return bool(values) and all(value is not None and value.lower() in folders.SPLITS for value in values)
 
 
 def _named_splits(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDict:

@@ -106,11 +106,11 @@ def _local(data: Data, folder: Path, scratch: Path) -> datasets.DatasetDict:
 
 
 def _group_of(path: Path, group: str) -> str:
-    """The group of an image at CLASS/.../NAME: its folder inside the class, or what `group` finds in its name."""
+    """The group of an image at CLASS/.../NAME: the first folder inside the class, or what `group` finds in its name."""
     if group == "folder":
         if len(path.parts) < 3:
             raise UserError(f"data.group = folder, but {printable(path)} lies in no folder inside its class")
-        return "/".join(path.parts[1:-1])
+        return path.parts[1]
     try:
         found = re.search(group, path.name)
     except re.error as error:

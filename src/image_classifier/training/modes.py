@@ -22,7 +22,7 @@ def recompute_statistics(network: nn.Module, pixels: Iterable[Tensor]) -> None:
 
     Dropout is off meanwhile: it scales what it keeps, which would bias the variances.
     """
-    named = [(module, name) for module in network.modules() for name in ("p", "drop_prob")]
+    named = [(module, name) for module in network.modules() for name in ("p", "drop_prob", "drop_rate")]
     rates = [(*pair, getattr(*pair)) for pair in named if isinstance(getattr(*pair, None), float)]
     for module, name, _ in rates:
         setattr(module, name, 0.0)
