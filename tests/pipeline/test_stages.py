@@ -118,7 +118,7 @@ def test_hugging_faces_own_pipeline_agrees_with_evaluate_on_every_test_image(tra
     # The test images themselves, found again by the hashes of their pixels.
     with open(trained / "metrics/evaluate/predictions.csv") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
-    digits = sources.load(config.load().data, tmp_path)["train"]
+    digits = sources.load(config.load(trained / "params.yaml").data, tmp_path)["train"]
     images = [decode.decode(image["bytes"]) for image in digits["image"]]
     chosen = {digest: p for p in images if (digest := decode.digest(p).hex()) in rows}
     assert len(chosen) == len(rows) == 360

@@ -87,7 +87,7 @@ def refused() -> str:
 
 
 def test_digits_are_real_and_complete(tmp_path):
-    data = config.load().data
+    data = config.load(DEFAULTS).data
     digits = sources.load(data, tmp_path)["train"]
     assert len(digits) == 1797
     assert class_names(digits) == list("0123456789")

@@ -7,10 +7,11 @@ from image_classifier.core.config import Data
 from image_classifier.core.errors import UserError
 from image_classifier.preparation import splits
 from image_classifier.preparation.screen import Screen
+from tests.helpers.project import DEFAULTS
 
 
 def settings(**changes) -> Data:
-    return config.load().data.model_copy(update=changes)
+    return config.load(DEFAULTS).data.model_copy(update=changes)
 
 
 def source(*counts: int) -> datasets.DatasetDict:

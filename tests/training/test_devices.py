@@ -1,7 +1,6 @@
 """Which device and number format are chosen, as far as that can be seen without a GPU."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from image_classifier.core.errors import UserError
 from image_classifier.model import numerics
 from image_classifier.training import distributed, stepper
 from tests.helpers.architectures import TINY
+from tests.helpers.project import DEFAULTS
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # what the locked torch is built for
 
@@ -116,6 +116,6 @@ def test_as_many_processes_as_the_batch_is_worth(gpu, monkeypatch, batch_size, g
     asked: list[list[str]] = []
     monkeypatch.setattr(distributed.torchrun, "parse_args", lambda words: asked.append(words))
     monkeypatch.setattr(distributed.torchrun, "run", lambda _: None)
-    training = config.load(Path("params.yaml")).training.model_copy(update={"batch_size": batch_size})
+    training = config.load(DEFAULTS).training.model_copy(update={"batch_size": batch_size})
     assert distributed.launch("train", training, torch.device("cuda")) is (count > 1)
     assert [words[words.index("--nproc-per-node") + 1] for words in asked] == ([str(count)] if count > 1 else [])
