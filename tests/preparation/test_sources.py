@@ -154,7 +154,7 @@ def test_plain_values_as_labels(workspace):
     assert prepared("train")["class_counts"] == {"cat": 12, "dog": 12}
 
 
-def test_columns_can_be_chosen_where_several_would_do(workspace):
+def test_columns_can_be_chosen_where_several_would_do(workspace, capsys):
     rows = pets(40)
     table = {"img": rows["img"][::-1], "mask": rows["img"], "coarse": [0, 1, 1, 0] * 10, "fine": rows["label"]}
     labels = {name: datasets.ClassLabel(names=[f"{name} 0", f"{name} 1"]) for name in ("coarse", "fine")}
@@ -166,6 +166,7 @@ def test_columns_can_be_chosen_where_several_would_do(workspace):
     assert "2 columns of labels: set data.label_column to one of coarse, fine" in refused()
     edit_params(workspace, {"data": {"label_column": "fine"}})
     prepare.main()
+    assert "prepare: not used: the columns img, coarse\n" in capsys.readouterr().out
     assert prepared("train")["class_names"] == ["fine 0", "fine 1"]
     digests = {decode.digest(drawn(number)).hex(): number for number in range(40)}
     train = ShardReader("data/shards/train")

@@ -37,6 +37,8 @@ def standardized(source: datasets.DatasetDict, data: Data) -> datasets.DatasetDi
         for column in filter(None, (label, group)):
             _check_missing(source[name], name, column, data.source)
     columns = {image: "image", label: "label"} | ({group: "group"} if group else {})
+    if unused := ", ".join(printable(name) for name in features if name not in columns):
+        print(f"prepare: not used: the columns {unused}")
     source = source.select_columns(list(columns)).rename_columns(
         {old: new for old, new in columns.items() if old != new}
     )
